@@ -1,8 +1,9 @@
 """Build fine-grained recognition datasets that others can trust.
 
 The public functions are `load_recipe`, `build`, `open_dataset`, `verify` and `publish`; the command line is built on
-them. Each imports what it needs when it is called, so that importing this package is fast. `train`, `evaluate` and
-`predict` are those of `animesion_training`, found through the entry points `animesion.functions`.
+them. Each imports what it needs when it is called, so that importing this package is fast. `train`, `evaluate`,
+`predict`, `identify`, `build_gallery` and `add_to_gallery` are those of `animesion_training`, found through the entry
+points `animesion.functions`.
 """
 
 from __future__ import annotations

@@ -32,6 +32,7 @@ from animesion_training.engine.feed import feed
 from animesion_training.engine.trainer import Trainer
 from animesion_training.engine.watcher import Watcher
 from animesion_training.eval import evaluate
+from animesion_training.eval.reading import Reading
 from animesion_training.models import create_model
 from animesion_training.recipe import load
 from animesion_training.weights import load_model
@@ -260,8 +261,8 @@ def stop(context: DistributedContext, rank: int, step: int, out: Path) -> int:
 def validate(context: DistributedContext, weights: Path, count: int) -> float:
     """Return the negative log-likelihood of a weights file on the split `val` of `drawn(count)`."""
     model, card = load_model(weights)
-    data, normalise = drawn(count), Augment.plain(evaluate.as_rgb(card.mean), evaluate.as_rgb(card.std))
-    scores = evaluate.score(model, data, "val", normalise, context, img_size=32, workers=0)
+    data = drawn(count)
+    scores = evaluate.score(model, data, "val", Reading.of(card, weights, workers=0), context)
     return float(evaluate.compute_metrics(scores, data, "val").calibration.nll)
 
 
@@ -320,9 +321,9 @@ def cache(
 
 def score(context: DistributedContext, count: int, broken: frozenset[int]) -> str:
     """Score the split `val` of `drawn(count, broken)`; return the error as text."""
-    model, normalise = create_model("vit_tiny_patch16", 3, 32, depth=1, embed_dim=16, num_heads=2), Augment.plain()
+    model = create_model("vit_tiny_patch16", 3, 32, depth=1, embed_dim=16, num_heads=2)
     try:
-        evaluate.score(model, drawn(count, broken), "val", normalise, context, img_size=32, workers=0)
+        evaluate.score(model, drawn(count, broken), "val", Reading(Augment.plain(), 32, workers=0), context)
     except AnimesionError as error:
         return str(error)
     return ""

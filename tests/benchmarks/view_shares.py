@@ -17,7 +17,7 @@ from PIL import Image
 
 import animesion
 from animesion_training.data import Augment, views
-from animesion_training.eval.evaluate import as_rgb
+from animesion_training.eval.reading import as_rgb
 from animesion_training.models.cal import CALClassifier
 from animesion_training.weights import load_model
 

@@ -411,7 +411,7 @@ def test_predict_names_faces_and_with_or_whole_the_image(tmp_path: Path) -> None
         (["--detector", "onnx", "--set", "scor=1"], "unknown key 'scor'; did you mean 'score'"),
         (["--detector", "onnx", "--set", "score"], "--set 'score' does not have the form"),
         (["--detector", "boxes"], "needs the boxes of a source"),
-        (["--all-faces"], "need a --detector"),
+        (["--all-faces"], "are for faces: name a detector"),
     ],
 )
 def test_wrong_requests_are_one_sentence(tmp_path: Path, arguments: list[str], message: str) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import tomllib
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +11,7 @@ import pytest
 from PIL import Image
 
 import animesion
+import animesion_training
 from animesion.errors import UsageError
 from animesion_training.eval.metrics import Evaluation
 from tests.conftest import draw
@@ -57,5 +60,9 @@ def test_mistakes_are_sentences(faces: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="did you mean 'scratch'"):
         animesion.train(faces, tmp_path / "run", recipe="scrach")
     assert {"train", "evaluate", "predict"} <= set(dir(animesion))
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    for name, place in project["entry-points"]["animesion.functions"].items():
+        module, _, function = place.partition(":")
+        assert getattr(importlib.import_module(module), function) is getattr(animesion_training, name)
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         animesion.nothing()

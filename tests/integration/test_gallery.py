@@ -18,6 +18,7 @@ import torch
 from click.testing import CliRunner, Result
 from PIL import Image
 
+import animesion_training
 from animesion.errors import UsageError
 from animesion_training.cli.eval import eval_
 from animesion_training.cli.gallery import gallery
@@ -111,9 +112,39 @@ def test_a_folder_of_five_images_adds_a_character(world: Path, tmp_path: Path) -
     (tmp_path / "more" / "note.txt").rename(tmp_path / "only" / "note.txt")
     mixed = call(gallery, "add", path, tmp_path / "only", "--name", "gil", "--out", tmp_path / "h", "--device", "cpu")
     assert mixed.exit_code == 1
-    assert "note.txt: not added (" in mixed.output
+    assert "not added: " in mixed.output
+    assert "note.txt: " in mixed.output
     assert "a class that had 5" in mixed.output
     assert galleries.load(tmp_path / "h").counts.tolist() == [4, 4, 4, 4, 6]
+
+
+def test_functions_do_what_the_commands_do(world: Path, tmp_path: Path) -> None:
+    path = built(world, tmp_path / "g")
+    result = animesion_training.build_gallery(world / "w.safetensors", world / "faces", tmp_path / "h", device="cpu")
+    assert (tmp_path / "h").read_bytes() == path.read_bytes()
+    assert (result.path, result.added, result.problems) == (tmp_path / "h", 16, ())
+    assert result.fit is not None
+    assert result.fit.threshold.value == result.gallery.card.threshold
+    call(gallery, "add", path, world / "gil", "--device", "cpu")
+    grown = animesion_training.add_to_gallery(result.path, world / "gil", device="cpu")
+    assert (tmp_path / "h").read_bytes() == path.read_bytes()
+    assert (grown.added, grown.fit, grown.gallery.counts.tolist()) == (5, None, [4, 4, 4, 4, 5])
+    bad = tmp_path / "bad.jpg"
+    bad.write_bytes(b"no image")
+    shown = call(identify, path, world / "gil", bad, "--top", "2", "--json", "--device", "cpu").stdout.splitlines()
+    found = list(animesion_training.identify(path, [world / "gil", bad], top=2, device="cpu"))
+    for line, each in zip(map(json.loads, shown), found, strict=True):
+        assert line["path"] == each.piece.name
+        assert line.get("problem", "") == each.problem
+        assert line.get("name") == (each.matches[0].name if each.known else None)
+        similar = [(one["name"], one["similarity"]) for one in line.get("matches", [])]
+        assert similar == [(one.name, round(one.similarity, 6)) for one in each.matches]
+    with pytest.raises(UsageError, match="for faces: name a detector"):
+        next(animesion_training.identify(path, bad, margin=0.1))
+    with pytest.raises(UsageError, match="nothing is fitted"):
+        animesion_training.build_gallery(world / "w.safetensors", world / "faces", bad, threshold=0.5, fit_split="val")
+    with pytest.raises(UsageError, match="would add other characters"):
+        animesion_training.add_to_gallery(path, world / "gil", detector="center", all_faces=True)
 
 
 def test_a_gallery_of_other_weights_is_refused(world: Path, tmp_path: Path) -> None:

@@ -10,18 +10,32 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from animesion_training.api import predict, train
+    from animesion_training.api import add_to_gallery, build_gallery, identify, predict, train
     from animesion_training.evaluation import evaluate
     from animesion_training.models import create_model
     from animesion_training.originals.base import from_reference
     from animesion_training.weights import load_model, save_model
 
-__all__ = ["create_model", "evaluate", "from_reference", "load_model", "predict", "save_model", "train"]
+__all__ = [
+    "add_to_gallery",
+    "build_gallery",
+    "create_model",
+    "evaluate",
+    "from_reference",
+    "identify",
+    "load_model",
+    "predict",
+    "save_model",
+    "train",
+]
 
 _MODULES = {
+    "add_to_gallery": "api",
+    "build_gallery": "api",
     "create_model": "models",
     "evaluate": "evaluation",
     "from_reference": "originals.base",
+    "identify": "api",
     "load_model": "weights",
     "predict": "api",
     "save_model": "weights",

@@ -14,18 +14,20 @@ from torch import nn
 
 from animesion.errors import UsageError
 from animesion.progress import Progress
-from animesion_training.data import Augment, DataSplits, open_data
+from animesion_training.data import DataSplits, open_data
 from animesion_training.distributed import DistributedContext, distributed_context
 from animesion_training.engine.setup import text_length
-from animesion_training.engine.texts import read_facts, texts_of
+from animesion_training.engine.texts import texts_of
 from animesion_training.eval import evaluate as scoring
 from animesion_training.eval import report, similarity_report, tag_report
 from animesion_training.eval.embed import embed_split
 from animesion_training.eval.metrics import Evaluation
+from animesion_training.eval.reading import Reading
 from animesion_training.eval.similarity_report import Settings, Similarity
 from animesion_training.eval.tag_metrics import TagEvaluation, evaluate_tags
 from animesion_training.eval.tta import TTA
 from animesion_training.models.cal import CALClassifier
+from animesion_training.text.facts import read_facts
 from animesion_training.text.tokenizer import TagTokenizer, Texts
 from animesion_training.weights import WeightsCard, load_model
 
@@ -130,16 +132,15 @@ def evaluate(
     if similar and read_tags:
         raise UsageError("tags are read by the classifier: embeddings are those of images alone")
     model, card = load_model(checkpoint)
-    if not isinstance(card.img_size, int):
-        raise UsageError(f"{checkpoint} takes images of {card.img_size}: only square inputs are supported")
+    shown = progress or Progress()
+    reading = Reading.of(card, checkpoint, batch_size=batch_size, precision=precision, tta=tta, advance=shown.advanced)
     facts: dict[str, Any] = {"data": str(data), "split": split, "checkpoint": str(checkpoint), "tta": tta}
     if evaluation:
         if not isinstance(model, CALClassifier):
             raise UsageError(f"{checkpoint} is a network without CAL, whose evaluation has no settings: leave them out")
         model.evaluation = model.evaluation.changed(evaluation)
         facts["evaluation"] = dict(evaluation)
-    options = {"batch_size": batch_size, "precision": precision}
-    job = _Job(model, card, split, facts, progress or Progress(), options, tta, device)
+    job = _Job(model, card, split, facts, shown, reading, device)
     if similar:
         # any classes: those of the weights do not matter to embeddings
         return job.embeddings(open_data(data, images=images), fit_split, similar, settings or Settings())
@@ -162,34 +163,14 @@ class _Job:
     split: str
     facts: dict[str, Any]
     progress: Progress
-    options: dict[str, Any]
-    tta: TTA
+    reading: Reading
     device: str
-
-    @property
-    def size(self) -> int:
-        """Side of the network's input; its caller has refused other shapes."""
-        assert isinstance(self.card.img_size, int)
-        return self.card.img_size
-
-    @property
-    def normalise(self) -> Augment:
-        """Normalises images as the network was trained with them."""
-        return Augment.plain(scoring.as_rgb(self.card.mean), scoring.as_rgb(self.card.std))
 
     def classes(self, data: DataSplits, texts: Texts | None) -> Result | None:
         """Evaluate a classifier."""
         with distributed_context(self.device) as context:
             self._started(context, data)
-            scores = scoring.score(
-                *self._common(context, data),
-                img_size=self.size,
-                crop_pct=self.card.crop_pct,
-                tta=self.tta,
-                texts=texts,
-                advance=self.progress.advanced,
-                **self.options,
-            )
+            scores = scoring.score(*self._common(context, data), texts=texts)
             self.progress.finished("eval")
             if not context.is_main:
                 return None
@@ -206,14 +187,7 @@ class _Job:
         data = replace(data, tags=tags)
         with distributed_context(self.device) as context:
             self._started(context, data)
-            scores = scoring.score_tags(
-                *self._common(context, data),
-                img_size=self.size,
-                crop_pct=self.card.crop_pct,
-                tta=self.tta,
-                advance=self.progress.advanced,
-                **self.options,
-            )
+            scores = scoring.score_tags(*self._common(context, data))
             self.progress.finished("eval")
             if not context.is_main:
                 return None
@@ -243,21 +217,7 @@ class _Job:
         with distributed_context(self.device) as context:
             self.progress.started("eval", sum(len(data.select(each)) for each in splits))
             model = self.model.to(context.device)
-            found = [
-                embed_split(
-                    model,
-                    data,
-                    each,
-                    self.normalise,
-                    context,
-                    img_size=self.size,
-                    crop_pct=self.card.crop_pct,
-                    views=self.tta,
-                    advance=self.progress.advanced,
-                    **self.options,
-                )
-                for each in splits
-            ]
+            found = [embed_split(model, data, each, self.reading, context) for each in splits]
             self.progress.finished("eval")
             if not context.is_main:
                 return None
@@ -269,7 +229,7 @@ class _Job:
         self.progress.started("eval", len(data.select(self.split)) if context.world_size == 1 else None)
 
     def _common(self, context: DistributedContext, data: DataSplits) -> tuple[Any, ...]:
-        return self.model.to(context.device), data, self.split, self.normalise, context
+        return self.model.to(context.device), data, self.split, self.reading, context
 
 
 def _texts(model: nn.Module, card: WeightsCard, data: DataSplits, split: str, checkpoint: str) -> Texts:

@@ -26,7 +26,7 @@ from animesion.images import codec
 from animesion.storage.workspace import write_atomic
 from animesion_training.data import Augment, DataSplits, Resize, Stream
 from animesion_training.distributed import DistributedContext
-from animesion_training.eval.evaluate import as_rgb
+from animesion_training.eval.reading import as_rgb
 from animesion_training.models import create_model, input_config
 from animesion_training.precision import autocast
 from animesion_training.weights import load_model

@@ -21,10 +21,10 @@ from animesion_training.analysis import panels
 from animesion_training.analysis.neighbours import Neighbour, Neighbours
 from animesion_training.analysis.panels import Panel, Pixels, heat
 from animesion_training.analysis.saliency import Recorded
-from animesion_training.data import Augment, Resize
+from animesion_training.data import Resize
 from animesion_training.distributed import DistributedContext
-from animesion_training.eval.evaluate import as_rgb
 from animesion_training.eval.pieces import Piece
+from animesion_training.eval.reading import Reading
 from animesion_training.models.create import bare, input_config
 from animesion_training.models.embedding import FeatureTap
 from animesion_training.tokens.token_flow import rollout_map
@@ -215,10 +215,9 @@ class Explainer:
         top: int = 5,
         neighbours: Neighbours | None = None,
     ) -> None:
-        if not isinstance(card.img_size, int):
-            raise UsageError(f"the network takes images of {card.img_size}: only square inputs are supported")
+        reading = Reading.of(card, "the network")
         self.model, self.card, self.context = model, card, context
-        self.size: int = card.img_size
+        self.size, self._normalise = reading.img_size, reading.normalise
         self.method, self.reason = choose(model, method)
         self.names = card.classes or tuple(str(i) for i in range(card.num_classes))
         if target is not None and target not in self.names:
@@ -228,7 +227,6 @@ class Explainer:
         self.target = None if target is None else self.names.index(target)
         self.top = min(top, card.num_classes)
         self.neighbours = neighbours
-        self._normalise = Augment.plain(as_rgb(card.mean), as_rgb(card.std))
 
     def __call__(self, pieces: Iterable[Piece], labels: Iterable[str] | None = None) -> Iterator[Explained]:
         """Explain images in their order; those that cannot be read have a problem.

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from animesion.errors import UsageError
-from animesion_training.data import Augment, DataSplits, Resize, Stream
+from animesion_training.data import DataSplits
 from animesion_training.distributed import DistributedContext
-from animesion_training.eval.evaluate import as_rgb
+from animesion_training.eval.reading import Reading
 from animesion_training.models.create import bare
 from animesion_training.tokens.cka import MinibatchCKA
 from animesion_training.tokens.host import TokenVisionTransformer
@@ -187,9 +187,6 @@ def _images(
     card: WeightsCard, data: DataSplits, split: str, context: DistributedContext, batch_size: int = BATCH
 ) -> Any:
     """Normalised images of a split in its order, (B, 3, S, S)."""
-    if not isinstance(card.img_size, int):
-        raise UsageError(f"the network takes images of {card.img_size}: only square inputs are supported")
-    normalise = Augment.plain(as_rgb(card.mean), as_rgb(card.std))
-    stream = Stream(data, split, batch_size, card.img_size, train=False, transform=Resize(card.img_size, card.crop_pct))
-    for batch in stream:
-        yield normalise(batch.images.to(context.device), batch.seeds.to(context.device)).contiguous()
+    reading = Reading.of(card, "the network", batch_size=batch_size)
+    for images, _ in reading.outputs(lambda images, batch: images, data, split, context):
+        yield images

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from animesion.errors import AnimesionError, UsageError
+from animesion.errors import AnimesionError
 from animesion.images import codec
-from animesion_training.data import Augment, DataSplits
+from animesion_training.data import DataSplits
 from animesion_training.distributed import DistributedContext
 from animesion_training.eval.embed import check_lengths, embed_split
-from animesion_training.eval.evaluate import as_rgb
+from animesion_training.eval.reading import Reading
 from animesion_training.eval.similarity import Embedded
 from animesion_training.models.cal import CALClassifier
 from animesion_training.models.create import bare
@@ -82,18 +82,7 @@ class Neighbours:
             AnimesionError: an image cannot be read.
         """
         last_layer(model)
-        if not isinstance(card.img_size, int):
-            raise UsageError(f"the network takes images of {card.img_size}: only square inputs are supported")
-        embedded = embed_split(
-            model,
-            data,
-            split,
-            Augment.plain(as_rgb(card.mean), as_rgb(card.std)),
-            context,
-            img_size=card.img_size,
-            crop_pct=card.crop_pct,
-            advance=advance,
-        )
+        embedded = embed_split(model, data, split, Reading.of(card, "the network", advance=advance), context)
         return cls(data, embedded, split, count, taps=not isinstance(bare(model), CALClassifier))
 
     def of(self, model: nn.Module, x: Tensor, features: Tensor | None, *, without: str = "") -> tuple[Neighbour, ...]:

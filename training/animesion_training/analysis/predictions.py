@@ -17,9 +17,9 @@ from torch.nn import functional
 
 from animesion.dataset import text_tables
 from animesion.errors import AnimesionError, UsageError
-from animesion_training.data import Augment, DataSplits, Resize, Stream
+from animesion_training.data import DataSplits
 from animesion_training.distributed import DistributedContext
-from animesion_training.eval.evaluate import as_rgb
+from animesion_training.eval.reading import Reading
 from animesion_training.eval.similarity import FloatArray, IntArray
 from animesion_training.models.cal import CALClassifier
 from animesion_training.models.create import bare
@@ -136,16 +136,12 @@ def predict_split(
         UsageError: a network with images that are not square.
         AnimesionError: an image cannot be read, or outputs are not finite.
     """
-    if not isinstance(card.img_size, int):
-        raise UsageError(f"the network takes images of {card.img_size}: only square inputs are supported")
-    normalise = Augment.plain(as_rgb(card.mean), as_rgb(card.std))
-    stream = Stream(data, split, batch_size, card.img_size, train=False, transform=Resize(card.img_size, card.crop_pct))
+    reading = Reading.of(card, "the network", batch_size=batch_size, advance=advance)
     tap = _tap(model)
     cal = isinstance(bare(model), CALClassifier)
     rows: list[list[np.ndarray]] = []
     with torch.inference_mode():
-        for batch in stream:
-            x = normalise(batch.images.to(context.device), batch.seeds.to(context.device)).contiguous()
+        for x, batch in reading.outputs(lambda images, batch: images, data, split, context):
             labels = batch.labels.to(context.device)
             with tap or nullcontext():
                 logits = model(x).float()
@@ -172,7 +168,6 @@ def predict_split(
                 vectors,
             )
             rows.append([each.cpu().numpy() for each in values])
-            advance(len(x))
     joined = [np.concatenate(each) for each in zip(*rows, strict=True)]
     order = np.argsort(joined[0], kind="stable")
     indices, labels_, guesses, scores, losses_, small, found = (each[order] for each in joined)

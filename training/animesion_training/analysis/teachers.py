@@ -12,12 +12,11 @@ from pathlib import Path
 
 import torch
 
-from animesion.errors import UsageError
 from animesion_training.analysis.teacher_statistics import TeacherStatistics
-from animesion_training.data import Augment, DataSplits, Resize, Stream
+from animesion_training.data import DataSplits
 from animesion_training.distributed import DistributedContext
 from animesion_training.eval import evaluate
-from animesion_training.precision import autocast
+from animesion_training.eval.reading import Reading
 from animesion_training.weights import load_model
 
 
@@ -85,20 +84,11 @@ def _measure(
 ) -> Candidate:
     model, card = load_model(path)
     evaluate.check_classes(card, data, str(path))
-    if not isinstance(card.img_size, int):
-        raise UsageError(f"{path} takes images of {card.img_size}: only square inputs are supported")
+    reading = Reading.of(card, path, batch_size=batch_size, precision=precision, advance=advance)
     model = model.to(context.device)
-    normalise = Augment.plain(evaluate.as_rgb(card.mean), evaluate.as_rgb(card.std))
-    transform = Resize(card.img_size, card.crop_pct)
-    stream = Stream(data, split, batch_size, card.img_size, train=False, transform=transform)
     statistics, correct = TeacherStatistics(), 0
     with torch.inference_mode():
-        for batch in stream:
-            images = normalise(batch.images.to(context.device), batch.seeds.to(context.device))
-            with autocast(precision, context.device):
-                logits = model(images.contiguous()).float()
+        for logits, batch in reading.outputs(lambda images, batch: model(images).float(), data, split, context):
             statistics.update(logits)
             correct += int((logits.argmax(1) == batch.labels.to(context.device)).sum())
-            advance(len(batch.labels))
-    stream.close()
     return Candidate(path, card.name, correct / statistics.samples, statistics.results())

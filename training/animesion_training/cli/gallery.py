@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from animesion.wording import amount
 from animesion_training.cli.checkpoint import checkpoint_option, moved_checkpoint_option
-from animesion_training.cli.images import face_crop, face_options
+from animesion_training.cli.images import face_options
 
 if TYPE_CHECKING:
     from animesion_training.eval.gallery import Fit, Gallery
-    from animesion_training.eval.identify import ImageEmbedder
+    from animesion_training.eval.pieces import FaceOptions
     from animesion_training.eval.tta import TTA
 
 
@@ -61,12 +62,7 @@ def build(
     fit_data: str | None,
     fit_split: str | None,
     views: TTA,
-    detector: str,
-    margin: float,
-    min_score: float,
-    all_faces: bool,
-    or_whole: bool,
-    settings: tuple[str, ...],
+    faces: FaceOptions,
     device: str,
     as_json: bool,
 ) -> None:
@@ -76,77 +72,27 @@ def build(
     the network was not trained on. With --detector, the faces that it finds are taken; images of faces need none.
     """
     import json
-    import os
 
-    import numpy as np
-
-    from animesion.errors import UsageError
+    from animesion.cli.progress import for_main_process
     from animesion_training.cli.requirements import check_exists, torch_required
 
     check_exists(checkpoint, data, *filter(None, (fit_data,)))
-    if threshold is not None and (fit_data or fit_split):
-        raise click.UsageError("--threshold is given, so nothing is fitted: leave --fit-data and --fit-split out")
-    faces = face_crop(detector, margin, min_score, all_faces, or_whole, settings)
     with torch_required():
-        from animesion_training.data import open_data
-        from animesion_training.distributed import distributed_context
-        from animesion_training.eval import gallery as galleries
-        from animesion_training.eval.identify import ImageEmbedder
+        import torch  # noqa: F401  # what is missing is said here
 
-    opened = open_data(data, images=images)
-    present = [name for name, samples in opened.splits.items() if len(samples)]
-    chosen = splits or (("train",) if "train" in present else tuple(present[:1]))
-    problems: list[str] = []
-    with distributed_context(device) as context:
-        if context.world_size > 1:
-            raise UsageError("a gallery is built by one process: start it without torchrun")
-        embedder = ImageEmbedder(checkpoint, context, views)
-        parts = [_embedded(embedder, opened, split, faces, problems) for split in chosen]
-        vectors, names, keys = (
-            np.concatenate([part[0] for part in parts]),
-            [name for part in parts for name in part[1]],
-            [key for part in parts for key in part[2]],
-        )
-        if not names:
-            raise UsageError(f"no image of {data} can be used: {problems[0] if problems else 'its splits are empty'}")
-        classes = tuple(name for name in opened.classes if name in set(names))
-        ids = {name: i for i, name in enumerate(classes)}
-        card = galleries.GalleryCard(
-            network=embedder.card.name,
-            digest=embedder.digest,
-            weights=os.path.relpath(checkpoint, out.parent),
-            img_size=embedder.size,
-            crop_pct=embedder.card.crop_pct,
-            views=views,
-            classes=classes,
-            images=tuple(keys),
-            threshold=-1.0 if threshold is None else threshold,
-            rule="given",
-            fitted="",
-        )
-        built = galleries.Gallery(card, vectors, np.array([ids[name] for name in names], dtype=np.int64))
-        fit = None
-        if threshold is None:
-            source = open_data(fit_data, images=images) if fit_data else opened
-            where = fit_split or ("val" if "val" in source.splits and len(source.splits["val"]) else "")
-            if fit_data and not where:
-                raise UsageError(f"--fit-data {fit_data} has no split 'val': name one of {', '.join(source.splits)}")
-            if not where or (not fit_data and where in chosen):
-                inside = np.arange(len(vectors), dtype=np.int64)
-                fit = galleries.fit_threshold(
-                    built, vectors, names, "the gallery itself", false_accept=false_accept, inside=inside
-                )
-            else:
-                others, other_names, _ = _embedded(embedder, source, where, faces, problems)
-                fit = galleries.fit_threshold(built, others, other_names, where, false_accept=false_accept)
-            built = _with_threshold(built, fit)
-    galleries.save(built, out)
-    for problem in problems:
+        from animesion_training import api
+
+    with for_main_process() as progress:
+        result = api.build_gallery(
+            checkpoint, data, out, images=images, splits=splits, threshold=threshold, false_accept=false_accept,
+            fit_data=fit_data, fit_split=fit_split or "", tta=views, device=device, progress=progress, **faces,
+        )  # fmt: skip
+    for problem in result.problems:
         click.echo(_printable(problem), err=True)
     if as_json:
-        click.echo(json.dumps(_facts(built, fit, out, len(problems)), ensure_ascii=False))
+        click.echo(json.dumps(_facts(result.gallery, result.fit, out, len(result.problems)), ensure_ascii=False))
         return
-    _print(built, fit)
+    _print(result.gallery, result.fit)
     click.echo(f"written to {out}: animesion identify {out} IMAGE")
 
 
@@ -166,64 +112,36 @@ def add(
     name: str | None,
     checkpoint: Path | None,
     out: Path | None,
-    detector: str,
-    margin: float,
-    min_score: float,
-    all_faces: bool,
-    or_whole: bool,
-    settings: tuple[str, ...],
+    faces: FaceOptions,
     device: str,
 ) -> None:
     """Add the images in FOLDER to GALLERY as one character, without training.
 
     The exit status is 1 when an image cannot be read, or has no face; the others are added.
     """
-    import numpy as np
-
-    from animesion.cli.progress import counted
-    from animesion.errors import UsageError
-    from animesion.images import given
+    from animesion.cli.progress import for_main_process
     from animesion_training.cli.requirements import check_exists, torch_required
 
     check_exists(file, folder)
-    faces = face_crop(detector, margin, min_score, all_faces, or_whole, settings)
-    if all_faces:
-        raise click.UsageError("--all-faces would add other characters under this name: leave it out")
     with torch_required():
-        from animesion_training.distributed import distributed_context
-        from animesion_training.eval import gallery as galleries
-        from animesion_training.eval.identify import embedder_of
-        from animesion_training.eval.pieces import load_detector, pieces
+        import torch  # noqa: F401  # what is missing is said here
 
-    known = galleries.load(file)
-    if folder.is_dir() and (below := sorted(each.name for each in folder.iterdir() if each.is_dir())):
-        raise UsageError(
-            f"{folder} has folders in it, such as {below[0]!r}, and is added as one character: give one at a time, or "
-            "build a gallery of all with `animesion gallery build`"
+        from animesion_training import api
+
+    with for_main_process() as progress:
+        result = api.add_to_gallery(
+            file, folder, name=name or "", checkpoint=checkpoint, out=out, device=device, progress=progress, **faces
         )
-    called = name or folder.resolve().name
-    found = []
-    with distributed_context(device) as context:
-        embedder = embedder_of(known, file, checkpoint, context)
-        loaded = load_detector(faces)
-        cut = (piece for image in given.from_files([folder]) for piece in pieces(image, loaded, faces))
-        for each in counted(embedder(cut), "add"):
-            if each.vector is None:
-                click.echo(_printable(f"{each.piece.name}: not added ({each.problem})"), err=True)
-            found.append(each)
-    good = [each for each in found if each.vector is not None]
-    if not good:
-        raise UsageError(f"no image in {folder} can be used: the gallery stays as it was")
-    vectors = np.stack([each.vector for each in good if each.vector is not None])
-    new = called not in known.card.classes
-    grown = known.add(vectors, [called] * len(good), [Path(each.piece.name).name for each in good])
-    galleries.save(grown, out or file)
-    what = "a new class" if new else f"a class that had {int(known.counts[known.card.classes.index(called)]):,}"
+    for problem in result.problems:
+        click.echo(_printable(f"not added: {problem}"), err=True)
+    called, card = name or folder.resolve().name, result.gallery.card
+    before = int(result.gallery.counts[card.classes.index(called)]) - result.added
     click.echo(
-        f"{len(good):,} images added as {_printable(called)!r}, {what}; the gallery has {len(grown.card.classes):,} "
-        f"classes, and its threshold stays {grown.card.threshold:.4f}"
+        f"{amount(result.added, 'image')} added as {_printable(repr(called))}, "
+        f"{f'a class that had {before:,}' if before else 'a new class'}; the gallery has "
+        f"{amount(len(card.classes), 'class', 'classes')}, and its threshold stays {card.threshold:.4f}"
     )
-    if len(good) < len(found):
+    if result.problems:
         ctx.exit(1)
 
 
@@ -246,25 +164,6 @@ def show(file: Path, as_json: bool) -> None:
     _print(found, None)
     for name, count in zip(found.card.classes, found.counts.tolist(), strict=True):
         click.echo(f"{name}: {count:,}")
-
-
-def _embedded(
-    embedder: ImageEmbedder, data: Any, split: str, faces: Any, problems: list[str]
-) -> tuple[Any, list[str], list[str]]:
-    """Embeddings (M, D), classes and names of the images of a split, or of the faces in them."""
-    if faces is not None:
-        found: tuple[Any, list[str], list[str]] = embedder.faces(data, split, faces, problems=problems)
-        return found
-    each = embedder.split(data, split)
-    return each.vectors, [data.classes[i] for i in each.labels.tolist()], list(each.keys)
-
-
-def _with_threshold(built: Gallery, fit: Fit) -> Gallery:
-    from dataclasses import replace
-
-    threshold = fit.threshold
-    card = replace(built.card, threshold=threshold.value, rule=threshold.rule, fitted=threshold.split)
-    return replace(built, card=card)
 
 
 def _facts(built: Gallery, fit: Fit | None, path: Path, problems: int) -> dict[str, Any]:

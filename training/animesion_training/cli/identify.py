@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from animesion_training.cli.checkpoint import moved_checkpoint_option
-from animesion_training.cli.images import download_options, face_crop, face_options
+from animesion_training.cli.images import download_options, face_options
 
 if TYPE_CHECKING:
     from animesion_training.eval.identify import Identity
+    from animesion_training.eval.pieces import FaceOptions
 
 
 @click.command(epilog="Example: animesion identify holo.gallery image.jpg --detector anime --margin 0.1")
@@ -32,12 +33,7 @@ def identify(
     checkpoint: Path | None,
     top: int,
     threshold: float | None,
-    detector: str,
-    margin: float,
-    min_score: float,
-    all_faces: bool,
-    or_whole: bool,
-    settings: tuple[str, ...],
+    faces: FaceOptions,
     contact: str,
     allow_private: tuple[str, ...],
     device: str,
@@ -51,30 +47,25 @@ def identify(
     import json
 
     from animesion.cli.progress import counted
-    from animesion.images import given
     from animesion_training.cli.requirements import check_exists, torch_required
 
     check_exists(file, *(place for place in places if place != "-"))
-    faces = face_crop(detector, margin, min_score, all_faces, or_whole, settings)
     with torch_required():
-        from animesion_training.distributed import distributed_context
+        from animesion_training import api
         from animesion_training.eval import gallery as galleries
-        from animesion_training.eval.identify import embedder_of
-        from animesion_training.eval.identify import identify as identities
 
-    known = galleries.load(file)
-    limit = known.card.threshold if threshold is None else threshold
+    limit = galleries.load(file).card.threshold if threshold is None else threshold
     unread = 0
-    with distributed_context(device) as context:
-        embedder = embedder_of(known, file, checkpoint, context)
-        images = given.read(places, contact=contact, allow_private=allow_private)
-        found = identities(embedder, known, images, top=top, threshold=limit, faces=faces)
-        for each in counted(found, "identify", prints=True):
-            unread += bool(each.problem)
-            if as_json:
-                click.echo(json.dumps(_line(each, limit), ensure_ascii=False))
-            else:
-                click.echo(_sentence(each), err=bool(each.problem))
+    found = api.identify(
+        file, places, checkpoint=checkpoint, top=top, threshold=limit, contact=contact, allow_private=allow_private,
+        device=device, **faces,
+    )  # fmt: skip
+    for each in counted(found, "identify", prints=True):
+        unread += bool(each.problem)
+        if as_json:
+            click.echo(json.dumps(_line(each, limit), ensure_ascii=False))
+        else:
+            click.echo(_sentence(each), err=bool(each.problem))
     if unread:
         ctx.exit(1)
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 if TYPE_CHECKING:
-    from animesion_training.eval.pieces import FaceCrop
+    from animesion_training.eval.pieces import FaceOptions
 
 CommandT = TypeVar("CommandT", bound=Callable[..., Any])
 
@@ -41,9 +42,36 @@ _DOWNLOADS = (
 )
 
 
-def face_options(command: CommandT) -> CommandT:
-    """Add the options that `face_crop` takes to a command."""
-    return _add(command, _FACES)
+def face_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options of a detector to a command, as its argument `faces`: a `FaceOptions`."""
+
+    @functools.wraps(command)
+    def called(
+        *args: Any,
+        detector: str,
+        margin: float,
+        min_score: float,
+        all_faces: bool,
+        or_whole: bool,
+        settings: Sequence[str],
+        **others: Any,
+    ) -> Any:
+        from animesion.config.settings import apply
+
+        options: dict[str, Any] = {}
+        for setting in settings:
+            apply(options, setting)
+        faces: FaceOptions = {
+            "detector": detector,
+            "margin": margin,
+            "min_score": min_score,
+            "all_faces": all_faces,
+            "or_whole": or_whole,
+            "options": options,
+        }
+        return command(*args, faces=faces, **others)
+
+    return _add(called, _FACES)
 
 
 def download_options(command: CommandT) -> CommandT:
@@ -55,27 +83,3 @@ def _add(command: CommandT, options: Sequence[Callable[[CommandT], CommandT]]) -
     for option in reversed(options):
         command = option(command)
     return command
-
-
-def face_crop(
-    detector: str, margin: float, min_score: float, all_faces: bool, or_whole: bool, settings: Sequence[str]
-) -> FaceCrop | None:
-    """Return how faces are cropped; None for whole images.
-
-    Raises:
-        UsageError: a setting that is no `KEY=VALUE`.
-        click.UsageError: options of a detector without one.
-    """
-    from animesion.config.settings import apply
-    from animesion_training.cli.requirements import torch_required
-
-    options: dict[str, Any] = {}
-    for setting in settings:
-        apply(options, setting)
-    if detector == "none":
-        if all_faces or or_whole or options or margin or min_score:
-            raise click.UsageError("--margin, --min-score, --all-faces, --or-whole and --set need a --detector")
-        return None
-    with torch_required():
-        from animesion_training.eval.pieces import FaceCrop
-    return FaceCrop(detector, margin, all_faces, min_score, or_whole, options)

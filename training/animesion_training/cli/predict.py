@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from animesion_training.cli.checkpoint import checkpoint_option
-from animesion_training.cli.images import download_options, face_crop, face_options
+from animesion_training.cli.images import download_options, face_options
+
+if TYPE_CHECKING:
+    from animesion_training.eval.pieces import FaceOptions
+    from animesion_training.eval.predict import Prediction
 
 
 @click.command(epilog="Example: animesion predict --checkpoint runs/a image.jpg --json")
@@ -30,12 +34,7 @@ def predict(
     places: tuple[str, ...],
     checkpoint: Path,
     top: int | None,
-    detector: str,
-    margin: float,
-    min_score: float,
-    all_faces: bool,
-    or_whole: bool,
-    settings: tuple[str, ...],
+    faces: FaceOptions,
     contact: str,
     allow_private: tuple[str, ...],
     device: str,
@@ -50,41 +49,46 @@ def predict(
 
     from animesion.cli.detect import printable
     from animesion.cli.progress import counted
-    from animesion.images import given
     from animesion_training.cli.requirements import check_exists, torch_required
 
     check_exists(checkpoint, *(place for place in places if place != "-"))
-    faces = face_crop(detector, margin, min_score, all_faces, or_whole, settings)
     with torch_required():
-        from animesion_training.distributed import distributed_context
-        from animesion_training.eval.predict import predict as predictions
+        import torch  # noqa: F401  # what is missing is said here
+
+        from animesion_training import api
 
     unread = 0
-    with distributed_context(device) as context:
-        images = given.read(places, contact=contact, allow_private=allow_private)
-        for each in counted(predictions(checkpoint, images, context, top=top, faces=faces), "predict", prints=True):
-            unread += bool(each.problem)
-            if as_json:
-                guesses = [{"name": name, "probability": round(value, 6)} for name, value in each.guesses]
-                line: dict[str, Any] = {"path": each.path, "guesses": guesses}
-                if each.tags:
-                    del line["guesses"]
-                    line["tags"] = {
-                        category: [{"name": name, "probability": round(value, 6)} for name, value in tags]
-                        for category, tags in each.tags.items()
-                    }
-                if each.box:
-                    line |= {"box": each.box, "score": round(each.score, 6)}
-                click.echo(json.dumps(line | ({"problem": each.problem} if each.problem else {}), ensure_ascii=False))
-            elif each.problem:
-                click.echo(printable(f"{each.path}: no prediction ({each.problem})"), err=True)
-            else:
-                where = " at {},{} to {},{}".format(*each.box) if each.box else ""
-                click.echo(printable(f"{each.path}{where}: {_listed(each.guesses)}").rstrip())
-                for category, tags in each.tags.items():
-                    click.echo(f"  {category}: {_listed(tags) or '-'}")
+    found = api.predict(
+        checkpoint, places, top=top, contact=contact, allow_private=allow_private, device=device, **faces
+    )
+    for each in counted(found, "predict", prints=True):
+        unread += bool(each.problem)
+        if as_json:
+            click.echo(json.dumps(_line(each), ensure_ascii=False))
+        elif each.problem:
+            click.echo(printable(f"{each.path}: no prediction ({each.problem})"), err=True)
+        else:
+            where = " at {},{} to {},{}".format(*each.box) if each.box else ""
+            click.echo(printable(f"{each.path}{where}: {_listed(each.guesses)}").rstrip())
+            for category, tags in each.tags.items():
+                click.echo(printable(f"  {category}: {_listed(tags) or '-'}"))
     if unread:
         ctx.exit(1)
+
+
+def _line(each: Prediction) -> dict[str, Any]:
+    line: dict[str, Any] = {"path": each.path}
+    if each.guesses or not each.tags:
+        line["guesses"] = _named(each.guesses)
+    if each.tags:
+        line["tags"] = {category: _named(tags) for category, tags in each.tags.items()}
+    if each.box:
+        line |= {"box": each.box, "score": round(each.score, 6)}
+    return line | ({"problem": each.problem} if each.problem else {})
+
+
+def _named(guesses: Iterable[tuple[str, float]]) -> list[dict[str, Any]]:
+    return [{"name": name, "probability": round(value, 6)} for name, value in guesses]
 
 
 def _listed(guesses: Iterable[tuple[str, float]]) -> str:

@@ -38,6 +38,7 @@ from animesion_training.distributed import DistributedContext
 from animesion_training.engine import norms, optim, steps
 from animesion_training.engine.inputs import Inputs
 from animesion_training.eval import evaluate
+from animesion_training.eval.reading import as_rgb
 from animesion_training.losses.metric import ComparingObjective
 from animesion_training.losses.objectives import create_objective, is_on_tags, objective_options
 from animesion_training.models import create_model, input_config, load_weights
@@ -291,7 +292,7 @@ def needs_pairs(model: nn.Module, teacher: Teacher | None, recipe: TrainRecipe, 
 def build_augmentation(settings: AugmentSection, model: nn.Module) -> tuple[Augment, Augment]:
     """Augmentation for training and plain normalisation for evaluation, with the model's mean and deviation."""
     inputs = input_config(model)
-    mean, std = evaluate.as_rgb(inputs.mean), evaluate.as_rgb(inputs.std)
+    mean, std = as_rgb(inputs.mean), as_rgb(inputs.std)
     return training_augment(settings, mean, std), Augment.plain(mean, std)
 
 

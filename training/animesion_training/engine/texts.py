@@ -5,9 +5,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from animesion.checkpoints import read_checkpoint
 from animesion.errors import UsageError
@@ -16,11 +15,10 @@ from animesion_training.data.tags import TagLabels
 from animesion_training.models.shorthand import split_name
 from animesion_training.recipe import TrainRecipe
 from animesion_training.run_weights import find_weights
+from animesion_training.text.facts import read_facts
 from animesion_training.text.tokenizer import SPECIAL_TOKENS, TagTokenizer, Texts, readable
 from animesion_training.weights import read_card
 
-#: Key of vocabulary and categories in the facts of a weights file.
-FACT = "text"
 _MOST_BYTES = 64 << 20
 _WORDS = "plugins.text.words.weight"
 
@@ -87,24 +85,6 @@ def _tags(data: DataSplits) -> TagLabels:
     found = open_data(data.path, tags=True).tags
     assert found is not None
     return found
-
-
-def facts_of(vocabulary: Sequence[str], categories: Sequence[str]) -> dict[str, Any]:
-    """The facts of a weights file on the tags that its network reads; none for a network that reads none."""
-    return {FACT: {"names": list(vocabulary), "categories": list(categories)}} if vocabulary else {}
-
-
-def read_facts(facts: Mapping[str, Any], where: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Return vocabulary and categories in the facts of a weights file; empty if its network reads no tags.
-
-    Raises:
-        UsageError: they are not lists of names.
-    """
-    fact = facts.get(FACT, {"names": [], "categories": []})
-    lists = [fact.get(key) for key in ("names", "categories")] if isinstance(fact, Mapping) else [None]
-    if not all(isinstance(each, list) and all(isinstance(name, str) and name for name in each) for each in lists):
-        raise UsageError(f"{where}: {FACT} in its card are not lists of names: the file is damaged")
-    return tuple(lists[0] or ()), tuple(lists[1] or ())
 
 
 def _of_weights(given: str) -> tuple[str, ...]:

@@ -37,6 +37,7 @@ from animesion_training.models.create import bare
 from animesion_training.precision import resolve
 from animesion_training.recipe import TrainRecipe
 from animesion_training.run_weights import BEST, FINAL
+from animesion_training.text.facts import facts_of
 from animesion_training.text.tokenizer import Texts
 from animesion_training.weights import card_of, load_model, write_weights
 
@@ -308,7 +309,7 @@ class Trainer:
         facts = {"recipe": self.recipe.name, "data": Path(self.data.path).name, "epoch": epoch, **numbers}
         if self.train_counts is not None:
             facts["train_counts"] = self.train_counts.tolist()
-        facts |= texts.facts_of(self.vocabulary, self.recipe.text.categories)
+        facts |= facts_of(self.vocabulary, self.recipe.text.categories)
         inputs = input_config(self.model)
         model, crop_pct = self._eval_model, self.recipe.augment.crop_pct
         tags = self.data.tags

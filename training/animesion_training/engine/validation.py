@@ -20,6 +20,7 @@ from animesion_training.engine.watcher import Watcher
 from animesion_training.eval import evaluate, similarity_report, tag_report
 from animesion_training.eval.embed import embed_split
 from animesion_training.eval.metrics import Evaluation
+from animesion_training.eval.reading import Reading
 from animesion_training.eval.scores import Scores
 from animesion_training.eval.similarity import Embedded, retrieval
 from animesion_training.eval.similarity_report import Settings, Similarity, measure
@@ -112,7 +113,7 @@ class Evaluator:
 
         Both are empty but in the first process.
         """
-        scores = evaluate.score_tags(model, self.data, split, self.normalise, self.context, **self._reading(split))
+        scores = evaluate.score_tags(model, self.data, split, self._reading(split), self.context)
         if not self.context.is_main:
             return {}, ""
         tags = evaluate.tags_of(self.data)
@@ -138,7 +139,7 @@ class Evaluator:
             thresholds: of the tags; empty if none were fitted.
         """
         split = self.recipe.data.test
-        scores = evaluate.score_tags(model, self.data, split, self.normalise, self.context, **self._reading(split))
+        scores = evaluate.score_tags(model, self.data, split, self._reading(split), self.context)
         if not self.context.is_main:
             return None
         evaluation = self._tag_metrics(scores, split, thresholds)
@@ -195,19 +196,17 @@ class Evaluator:
         return result
 
     def _score(self, model: nn.Module, split: str) -> Scores:
-        reading = self._reading(split)
-        return evaluate.score(
-            model, self.data, split, self.normalise, self.context, texts=self.texts.get(split), **reading
-        )
+        texts = self.texts.get(split)
+        return evaluate.score(model, self.data, split, self._reading(split), self.context, texts=texts)
 
     def _metrics(self, scores: Any, split: str) -> Evaluation:
         complete = self.recipe.data.on_error == "raise"
         return evaluate.compute_metrics(scores, self.data, split, self.train_counts, complete=complete)
 
     def _embed(self, model: nn.Module, split: str) -> Embedded:
-        return embed_split(model, self.data, split, self.normalise, self.context, **self._reading(split))
+        return embed_split(model, self.data, split, self._reading(split), self.context)
 
-    def _reading(self, split: str) -> dict[str, Any]:
+    def _reading(self, split: str) -> Reading:
         """How a split is read and passed through the network."""
         done, total = 0, -(-len(self.data.select(split)) // self.context.world_size)
 
@@ -216,13 +215,14 @@ class Evaluator:
             done += count
             self.watcher.scored(split, min(done, total), total)
 
-        return {
-            "img_size": self.recipe.model.img_size,
-            "crop_pct": self.recipe.augment.crop_pct,
-            "batch_size": max(1, 2 * self.recipe.run.batch_size // self.context.world_size),
-            "precision": self.precision,
-            "channels_last": self.recipe.run.channels_last,
-            "workers": None if self.recipe.data.workers < 0 else self.recipe.data.workers,
-            "on_error": self.recipe.data.on_error,
-            "advance": advance,
-        }
+        return Reading(
+            self.normalise,
+            self.recipe.model.img_size,
+            self.recipe.augment.crop_pct,
+            batch_size=max(1, 2 * self.recipe.run.batch_size // self.context.world_size),
+            precision=self.precision,
+            channels_last=self.recipe.run.channels_last,
+            workers=None if self.recipe.data.workers < 0 else self.recipe.data.workers,
+            on_error=self.recipe.data.on_error,
+            advance=advance,
+        )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -13,74 +12,40 @@ from torch.nn import functional
 
 import animesion
 from animesion.errors import AnimesionError
-from animesion_training.data import Augment, DataSplits, Resize, Samples, Stream
+from animesion_training.data import Batch, DataSplits, Samples
 from animesion_training.distributed import DistributedContext
 from animesion_training.eval import tta
+from animesion_training.eval.reading import Reading, of_all
 from animesion_training.eval.similarity import Embedded, FloatArray, IntArray
 from animesion_training.models.create import bare
 from animesion_training.models.embedding import Embedder
-from animesion_training.precision import autocast
 
 
 def embed_split(
-    model: nn.Module,
-    data: DataSplits,
-    split: str,
-    normalise: Augment,
-    context: DistributedContext,
-    *,
-    img_size: int,
-    crop_pct: float = 1.0,
-    batch_size: int = 128,
-    precision: str = "fp32",
-    channels_last: bool = False,
-    workers: int | None = None,
-    on_error: str = "raise",
-    views: tta.TTA = "none",
-    advance: Callable[[int], None] = lambda count: None,
+    model: nn.Module, data: DataSplits, split: str, reading: Reading, context: DistributedContext
 ) -> Embedded:
-    """Compute the embedding of every sample of a split; all of them in the first process only.
+    """Compute the embedding of every sample of a split, which all processes return; arguments are those of `score`.
 
-    Arguments and errors are those of `evaluate.score`; the embeddings of several `views` are averaged.
+    The embeddings of several views are averaged.
+
+    Raises:
+        AnimesionError: an image cannot be read, or see `check_lengths`; all processes raise it.
     """
-    side, crop_pct = tta.decoded_size(views, img_size, crop_pct)
-    stream = Stream(
-        data,
-        split,
-        batch_size * context.world_size,
-        side,
-        train=False,
-        transform=Resize(side, crop_pct),
-        rank=context.rank,
-        world_size=context.world_size,
-        workers="auto" if workers is None else workers,
-        on_error="skip" if on_error == "skip" else "raise",
-    )
     embedder = Embedder(model).eval()
-    vectors: list[FloatArray] = []
-    indices: list[IntArray] = []
-    problem = ""
-    try:
-        with torch.inference_mode():
-            for batch in stream:
-                images = normalise(
-                    batch.images.to(context.device, non_blocking=True),
-                    batch.seeds.to(context.device, non_blocking=True),
-                )
-                if not channels_last:
-                    images = images.contiguous()
-                with autocast(precision, context.device):
-                    vectors.append(embed(embedder, images, img_size, views).cpu().numpy())
-                check_lengths(vectors[-1])
-                indices.append(batch.indices.cpu().numpy())
-                advance(len(batch.labels))
-    except AnimesionError as error:
-        if context.world_size == 1:
-            raise
-        problem = str(error)  # told to the others, which would wait for this process
-    parts = context.all_gather((vectors, indices, problem))
-    if problem := next((each[2] for each in parts if each[2]), ""):
-        raise AnimesionError(problem)
+
+    def forward(images: Tensor, batch: Batch) -> Tensor:
+        return embed(embedder, images, reading.img_size, reading.tta)
+
+    def embedded() -> tuple[list[FloatArray], list[IntArray]]:
+        vectors: list[FloatArray] = []
+        indices: list[IntArray] = []
+        for found, batch in reading.outputs(forward, data, split, context):
+            vectors.append(found.cpu().numpy())
+            check_lengths(vectors[-1])
+            indices.append(batch.indices.cpu().numpy())
+        return vectors, indices
+
+    parts = of_all(context, embedded)
     rows = np.concatenate([each for part in parts for each in part[1]] or [np.zeros(0, dtype=np.int64)])
     found = np.concatenate([each for part in parts for each in part[0]] or [np.zeros((0, 1), dtype=np.float32)])
     order = np.argsort(rows, kind="stable")

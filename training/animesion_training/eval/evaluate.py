@@ -8,47 +8,35 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from torch import Tensor, nn
 
-from animesion.errors import AnimesionError, UsageError
+from animesion.errors import UsageError
 from animesion.storage.workspace import write_atomic
-from animesion_training.data import Augment, Batch, DataSplits, Resize, Stream
+from animesion_training.data import Batch, DataSplits
 from animesion_training.data.tags import TagLabels
 from animesion_training.distributed import DistributedContext
 from animesion_training.eval import report
 from animesion_training.eval.metrics import Evaluation, evaluate
+from animesion_training.eval.reading import Reading, of_all
 from animesion_training.eval.scores import Scores
 from animesion_training.eval.tag_metrics import TagScores
-from animesion_training.eval.tta import TTA, decoded_size, predict, predict_tags
-from animesion_training.precision import autocast
+from animesion_training.eval.tta import predict, predict_tags
 from animesion_training.text.tokenizer import Texts
 from animesion_training.weights import WeightsCard
-
-S = TypeVar("S")
 
 
 def score(
     model: nn.Module,
     data: DataSplits,
     split: str,
-    normalise: Augment,
+    reading: Reading,
     context: DistributedContext,
     *,
-    img_size: int,
-    crop_pct: float = 1.0,
-    batch_size: int = 128,
-    precision: str = "fp32",
-    channels_last: bool = False,
-    workers: int | None = None,
-    on_error: str = "raise",
-    tta: TTA = "none",
     texts: Texts | None = None,
-    advance: Callable[[int], None] = lambda count: None,
 ) -> Scores:
     """Score every sample of a split; the scores are complete in the first process only.
 
@@ -58,68 +46,61 @@ def score(
         model: put into evaluation mode.
         data: the data of the split.
         split: its name.
-        normalise: deterministic, from uint8 to the input of the model.
+        reading: how the split is read and passed through the network.
         context: rank and device.
-        img_size: side of the input in pixels; images are resized to a square.
-        crop_pct: share of that square's side that the crop covers; see `Resize`.
-        batch_size: samples per batch and process.
-        precision: `fp32`, `bf16` or `fp16`.
-        channels_last: memory format of the input.
-        workers: decoding threads; None for one per core.
-        on_error: `raise`, or `skip` samples that cannot be read.
-        tta: views of each image whose predictions are averaged, see `tta.predict`.
         texts: the tags of the samples, for a network that reads them; None for images alone.
-        advance: called with the number of samples of each batch.
 
     Raises:
         AnimesionError: an image cannot be read, or outputs are not finite; all processes raise it.
     """
-    scores = Scores(data.num_classes)
 
-    def add(outputs: Tensor, batch: Batch) -> None:
-        scores.add(outputs, batch.labels, batch.indices)
+    def forward(images: Tensor, batch: Batch) -> Tensor:
+        seen: Callable[[Tensor], Tensor] = model
+        if texts is not None:
+            seen = partial(model, text=texts.text(batch.indices.cpu().numpy()).to(context.device))
+        return predict(seen, images, reading.img_size, reading.tta)
 
-    reading = _Reading(img_size, crop_pct, batch_size, precision, channels_last, workers, on_error, tta, advance, texts)
-    parts = _scored(model, data, split, normalise, context, reading, predict, scores, add, scores.collect)
-    if parts is not None:  # the other processes keep their own part
+    def scored() -> Scores:
         scores = Scores(data.num_classes)
-        scores.extend(parts)
-    return scores
+        for outputs, batch in reading.outputs(forward, data, split, context):
+            scores.add(outputs, batch.labels, batch.indices)
+        scores.collect()
+        return scores
+
+    model.eval()
+    parts = of_all(context, scored)
+    if context.world_size == 1 or not context.is_main:
+        return parts[context.rank]
+    whole = Scores(data.num_classes)
+    whole.extend(parts)
+    return whole
 
 
 def score_tags(
-    model: nn.Module,
-    data: DataSplits,
-    split: str,
-    normalise: Augment,
-    context: DistributedContext,
-    *,
-    img_size: int,
-    crop_pct: float = 1.0,
-    batch_size: int = 128,
-    precision: str = "fp32",
-    channels_last: bool = False,
-    workers: int | None = None,
-    on_error: str = "raise",
-    tta: TTA = "none",
-    advance: Callable[[int], None] = lambda count: None,
+    model: nn.Module, data: DataSplits, split: str, reading: Reading, context: DistributedContext
 ) -> TagScores:
     """Score the tags of every sample of a split, as `score` does for classes; `data` has tags.
 
     Raises:
         AnimesionError: an image cannot be read, or outputs are not finite; all processes raise it.
     """
-    scores = TagScores(len(tags_of(data)))
 
-    def add(outputs: Tensor, batch: Batch) -> None:
-        scores.add(outputs, batch.indices)
+    def forward(images: Tensor, batch: Batch) -> Tensor:
+        return predict_tags(model, images, reading.img_size, reading.tta)
 
-    reading = _Reading(img_size, crop_pct, batch_size, precision, channels_last, workers, on_error, tta, advance)
-    parts = _scored(model, data, split, normalise, context, reading, predict_tags, scores, add, lambda: None)
-    if parts is not None:
+    def scored() -> TagScores:
         scores = TagScores(len(tags_of(data)))
-        scores.extend(parts)
-    return scores
+        for outputs, batch in reading.outputs(forward, data, split, context):
+            scores.add(outputs, batch.indices)
+        return scores
+
+    model.eval()
+    parts = of_all(context, scored)
+    if context.world_size == 1 or not context.is_main:
+        return parts[context.rank]
+    whole = TagScores(len(tags_of(data)))
+    whole.extend(parts)
+    return whole
 
 
 def tags_of(data: DataSplits) -> TagLabels:
@@ -131,106 +112,6 @@ def tags_of(data: DataSplits) -> TagLabels:
     if data.tags is None:
         raise ValueError("the data was opened without tags")
     return data.tags
-
-
-class _Reading(NamedTuple):
-    """How a split is read and passed through a network; see `score`."""
-
-    img_size: int
-    crop_pct: float
-    batch_size: int
-    precision: str
-    channels_last: bool
-    workers: int | None
-    on_error: str
-    tta: TTA
-    advance: Callable[[int], None]
-    texts: Texts | None = None
-
-
-def _scored(
-    model: nn.Module,
-    data: DataSplits,
-    split: str,
-    normalise: Augment,
-    context: DistributedContext,
-    reading: _Reading,
-    forward: Callable[[Callable[[Tensor], Tensor], Tensor, int, TTA], Tensor],
-    scores: S,
-    add: Callable[[Tensor, Batch], None],
-    finish: Callable[[], object],
-) -> list[S] | None:
-    """Pass a split through a network.
-
-    Args:
-        model: see `score`, and so for the following ones.
-        data: the data.
-        split: its name.
-        normalise: from uint8 to the input of the model.
-        context: of this process.
-        reading: how the split is read.
-        forward: `predict` or `predict_tags`.
-        scores: that `add` adds to.
-        add: called with what `forward` returns for each batch.
-        finish: called at the end; may raise as `add` does.
-
-    Returns:
-        In the first of several processes, the scores of all of them; None in the others, and if there is one.
-    """
-    side, crop_pct = decoded_size(reading.tta, reading.img_size, reading.crop_pct)
-    stream = Stream(
-        data,
-        split,
-        reading.batch_size * context.world_size,
-        side,
-        train=False,
-        transform=Resize(side, crop_pct),
-        rank=context.rank,
-        world_size=context.world_size,
-        workers="auto" if reading.workers is None else reading.workers,
-        on_error="skip" if reading.on_error == "skip" else "raise",
-    )
-    model.eval()
-    problem = ""
-    try:
-        with torch.inference_mode():
-            for batch in stream:
-                images = normalise(
-                    batch.images.to(context.device, non_blocking=True),
-                    batch.seeds.to(context.device, non_blocking=True),
-                )
-                if not reading.channels_last:
-                    images = images.contiguous()
-                seen: Callable[[Tensor], Tensor] = model
-                if reading.texts is not None:
-                    text = reading.texts.text(batch.indices.cpu().numpy())
-                    seen = partial(model, text=text.to(context.device))
-                with autocast(reading.precision, context.device):
-                    outputs = forward(seen, images, reading.img_size, reading.tta)
-                add(outputs, batch)
-                reading.advance(len(batch.labels))
-        finish()
-    except AnimesionError as error:
-        if context.world_size == 1:
-            raise
-        problem = str(error)  # told to the others, which would wait for this process
-    if context.world_size == 1:
-        return None
-    gathered = context.all_gather((None if problem else scores, problem))
-    if problem := next((each for _, each in gathered if each), ""):
-        raise AnimesionError(problem)
-    return [part for part, _ in gathered if part is not None] if context.is_main else None
-
-
-def as_rgb(values: tuple[float, ...]) -> tuple[float, float, float]:
-    """Check that a mean or deviation is of three channels, and return it with that type.
-
-    Raises:
-        UsageError: another number of channels.
-    """
-    if len(values) != 3:
-        raise UsageError(f"the model takes {len(values)} channels; images have 3")
-    return values[0], values[1], values[2]
 
 
 def compute_metrics(

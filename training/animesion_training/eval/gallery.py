@@ -113,6 +113,11 @@ class Gallery:
         card = replace(self.card, classes=classes, images=(*self.card.images, *images))
         return Gallery(card, np.concatenate((self.vectors, vectors)), labels)
 
+    def with_threshold(self, threshold: Threshold) -> Gallery:
+        """The same gallery with another threshold."""
+        card = replace(self.card, threshold=threshold.value, rule=threshold.rule, fitted=threshold.split)
+        return replace(self, card=card)
+
 
 @dataclass(frozen=True)
 class Match:

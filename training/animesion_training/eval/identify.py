@@ -1,12 +1,12 @@
 """Embed single images and faces with the weights of a gallery, to add them to it or to identify them.
 
-`gallery` has the format and the comparison, the commands `gallery` and `identify` call this module.
+`gallery` has the format and the comparison, `known` builds galleries.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -17,15 +17,15 @@ from torch import nn
 
 from animesion.errors import UsageError
 from animesion.images.given import Given
-from animesion_training.data import Augment, DataSplits, Resize
+from animesion_training.data import DataSplits, Resize
 from animesion_training.distributed import DistributedContext
 from animesion_training.eval import embed, tta
-from animesion_training.eval.evaluate import as_rgb
 from animesion_training.eval.gallery import Gallery, Match, matches, mismatch
 from animesion_training.eval.pieces import FaceCrop, Piece, load_detector, pieces
+from animesion_training.eval.reading import Reading
 from animesion_training.eval.similarity import Embedded, FloatArray
 from animesion_training.models.embedding import Embedder
-from animesion_training.weights import WeightsCard, load_model
+from animesion_training.weights import load_model
 
 
 class EmbeddedPiece(NamedTuple):
@@ -43,6 +43,7 @@ class ImageEmbedder:
         weights: a file of weights, or a checkpoint that describes its network.
         context: device to compute on.
         views: views of an image whose embeddings are averaged.
+        advance: called with the number of images of a split that were embedded.
 
     Attributes:
         network: the network.
@@ -53,13 +54,18 @@ class ImageEmbedder:
         UsageError: unusable weights, or a network without embeddings.
     """
 
-    def __init__(self, weights: Path, context: DistributedContext, views: tta.TTA = "none") -> None:
+    def __init__(
+        self,
+        weights: Path,
+        context: DistributedContext,
+        views: tta.TTA = "none",
+        advance: Callable[[int], None] = lambda count: None,
+    ) -> None:
         model, self.card = load_model(weights)
         self.digest = embed.network_digest(model)
         self.network: nn.Module = model.to(context.device)
-        self.context, self.views = context, views
-        self.size = _side(self.card, weights)
-        self.normalise = Augment.plain(as_rgb(self.card.mean), as_rgb(self.card.std))
+        self.context = context
+        self.reading = Reading.of(self.card, weights, tta=views, advance=advance)
         self._embedder = Embedder(self.network).eval()
 
     def __call__(self, given: Iterable[Piece], batch_size: int = 32) -> Iterator[EmbeddedPiece]:
@@ -68,15 +74,17 @@ class ImageEmbedder:
         Raises:
             AnimesionError: see `embed.check_lengths`.
         """
-        side, crop_pct = tta.decoded_size(self.views, self.size, self.card.crop_pct)
+        side, crop_pct = self.reading.decoded
         transform, pending = Resize(side, crop_pct), iter(given)
         while chosen := list(itertools.islice(pending, batch_size)):
             pixels = np.zeros((len(chosen), side, side, 3), dtype=np.uint8)
             problems = [piece.into(pixels[i], transform) for i, piece in enumerate(chosen)]
             with torch.inference_mode():
                 batch = torch.from_numpy(pixels).permute(0, 3, 1, 2).to(self.context.device)
-                images = self.normalise(batch, torch.zeros(len(chosen), dtype=torch.int64, device=self.context.device))
-                vectors = embed.embed(self._embedder, images, self.size, self.views).cpu().numpy()
+                images = self.reading.normalise(
+                    batch, torch.zeros(len(chosen), dtype=torch.int64, device=self.context.device)
+                )
+                vectors = embed.embed(self._embedder, images, self.reading.img_size, self.reading.tta).cpu().numpy()
             embed.check_lengths(vectors[[not problem for problem in problems]])
             for piece, problem, vector in zip(chosen, problems, vectors, strict=True):
                 yield EmbeddedPiece(piece, None if problem else vector, problem)
@@ -87,16 +95,7 @@ class ImageEmbedder:
         Raises:
             AnimesionError: an image cannot be read, or embeddings are not finite.
         """
-        return embed.embed_split(
-            self.network,
-            data,
-            split,
-            self.normalise,
-            self.context,
-            img_size=self.size,
-            crop_pct=self.card.crop_pct,
-            views=self.views,
-        )
+        return embed.embed_split(self.network, data, split, self.reading, self.context)
 
     def faces(
         self, data: DataSplits, split: str, faces: FaceCrop, *, problems: list[str]
@@ -113,6 +112,7 @@ class ImageEmbedder:
         vectors, classes, names = [], [], []
         for i, key in enumerate(samples.keys):
             given = Given(key, bytes(samples.read(i)))
+            self.reading.advance(1)
             for each in self(pieces(given, detector, faces)):
                 if each.vector is None:
                     problems.append(f"{key}: {each.problem}")
@@ -194,15 +194,9 @@ def embedder_of(gallery: Gallery, path: Path, weights: Path | None, context: Dis
     embedder = ImageEmbedder(chosen, context, views)
     if problem := mismatch(gallery.card, embedder.digest, embedder.card.name):
         raise UsageError(f"{path}: {problem}")
-    if (embedder.size, embedder.card.crop_pct) != (gallery.card.img_size, gallery.card.crop_pct):
+    if (embedder.reading.img_size, embedder.reading.crop_pct) != (gallery.card.img_size, gallery.card.crop_pct):
         raise UsageError(
-            f"{path} has embeddings of images of {gallery.card.img_size} px, and the weights take {embedder.size} px: "
-            "build it again"
+            f"{path} has embeddings of images of {gallery.card.img_size} px, and the weights take "
+            f"{embedder.reading.img_size} px: build it again"
         )
     return embedder
-
-
-def _side(card: WeightsCard, weights: Path) -> int:
-    if not isinstance(card.img_size, int):
-        raise UsageError(f"{weights} takes images of {card.img_size}: only square inputs are supported")
-    return card.img_size

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 
@@ -20,25 +20,52 @@ from animesion_training.data import Resize
 from animesion_training.data.decode import Within, decode_into
 
 
+class FaceOptions(TypedDict, total=False):
+    """The arguments of functions that crop faces first: the attributes of `FaceCrop`."""
+
+    detector: str
+    margin: float
+    all_faces: bool
+    min_score: float
+    or_whole: bool
+    options: Mapping[str, Any]
+
+
 @dataclass(frozen=True)
 class FaceCrop:
-    """How faces are cropped before prediction.
+    """How faces are cropped first.
 
     Attributes:
-        detector: name of the detector.
+        detector: name of the detector, see `animesion detectors`; `none` for whole images.
         margin: added on each side, as a share of the side of the box; use the margin of the training data.
-        every: whether to use all faces of an image; otherwise the one with the highest score.
+        all_faces: whether to use all faces of an image; otherwise the one with the highest score.
         min_score: lowest score of a face.
         or_whole: whether to use the whole image where no face is found; otherwise that is a problem.
         options: options of the detector.
     """
 
-    detector: str
+    detector: str = "none"
     margin: float = 0.0
-    every: bool = False
+    all_faces: bool = False
     min_score: float = 0.0
     or_whole: bool = False
     options: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, given: FaceOptions) -> FaceCrop | None:
+        """How faces are cropped by the arguments of a function; None for whole images.
+
+        Raises:
+            UsageError: arguments that need a detector, without one.
+        """
+        crop = cls(**given)
+        if crop.detector != "none":
+            return crop
+        if crop != cls():
+            raise UsageError(
+                "margin, min-score, all-faces, or-whole and the options of a detector are for faces: name a detector"
+            )
+        return None
 
 
 def load_detector(faces: FaceCrop | None) -> detectors.Detector | None:
@@ -101,7 +128,7 @@ def pieces(image: given.Given, detector: detectors.Detector | None, faces: FaceC
     good = sorted((box for box in boxes if box.score >= faces.min_score), key=lambda box: -box.score)
     padded = [(codec.crop_pixels(box, *decoded.size, faces.margin, square=False), box.score) for box in good]
     crops = [(crop, score) for crop, score in padded if crop is not None]  # None for a box outside the image
-    for crop, score in crops if faces.every else crops[:1]:
+    for crop, score in crops if faces.all_faces else crops[:1]:
         yield Piece(name, content, box=crop, score=score)
     if not crops:
         yield Piece(name, content) if faces.or_whole else Piece(name, problem="no face found")
