@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import pytest
+from click.testing import CliRunner
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("timm")
@@ -12,9 +14,11 @@ pytest.importorskip("timm")
 import numpy as np
 
 from animesion.errors import UsageError
-from animesion_training import create_model
+from animesion_training import create_model, predict, save_model
+from animesion_training.cli.predict import predict as command
 from animesion_training.text.masking import IGNORED, mask_share, mask_tags, tag_loss
 from animesion_training.text.tokenizer import CLS, MASK, PAD, SEP, UNK, TagTokenizer, Texts, readable
+from tests.conftest import draw
 
 NAMES = ["1girl", "solo", "hat", "sword", "rain", "cat"]  # ids 5 to 10
 
@@ -215,6 +219,30 @@ def test_a_network_of_tags_is_a_network_of_images_as_well():
     assert model(images).shape == (2, 3)
     assert not torch.allclose(model(images), logits)
     assert model.forward_features(images).shape == (2, 48)
+
+
+def test_predict_shows_the_tags_that_the_network_expects(tmp_path):
+    model = small().eval()
+    with torch.no_grad():
+        model.tags.tagger.bias[5 + NAMES.index("rain")] = 50.0
+    facts = {"text": {"names": NAMES, "categories": ["general"]}}
+    draw(1, 40).save(tmp_path / "a.png")
+    (tmp_path / "b.png").write_bytes(b"no image")
+    for name, given in (("named", facts), ("unnamed", {})):
+        save_model(model, tmp_path / f"{name}.safetensors", ("x", "y", "z"), given)
+    good, bad = predict(tmp_path / "named.safetensors", [tmp_path / "a.png", tmp_path / "b.png"], top=2, device="cpu")
+    [plain] = predict(tmp_path / "unnamed.safetensors", tmp_path / "a.png", top=2, device="cpu")
+    assert (plain.guesses, plain.tags, bad.guesses, bad.tags) == (good.guesses, {}, (), {})
+    [(category, [best, _])] = good.tags.items()
+    assert (category, best) == ("general", ("rain", pytest.approx(1.0)))
+    shown = CliRunner().invoke(
+        command, ["--checkpoint", str(tmp_path / "named.safetensors"), str(tmp_path / "a.png"), "--device", "cpu"]
+    )
+    assert "\n  general: rain 100.0%, " in shown.output
+    line = CliRunner().invoke(
+        command, ["--checkpoint", str(tmp_path / "named.safetensors"), str(tmp_path / "a.png"), "--json"]
+    )
+    assert set(json.loads(line.stdout)) == {"path", "guesses", "tags"}
 
 
 def test_every_parameter_of_both_losses_gets_a_gradient():
