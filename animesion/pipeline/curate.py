@@ -236,7 +236,8 @@ def decide(
         notes.append(f"published datasets: {reach.sentence(copies, other_hash=recipe.duplicates.other_hash)}")
         notes += grouping.published_family_notes(rows, others, split_of)
     if duplicates.conflicts:
-        notes.append(f"{duplicates.conflicts} of {duplicates.clusters} duplicate clusters have several labels")
+        verb = "has" if duplicates.conflicts == 1 else "have"
+        notes.append(f"{duplicates.conflicts} of {duplicates.clusters} duplicate clusters {verb} several labels")
     if duplicates.unlike:
         notes.append(
             f"{duplicates.unlike:,} pairs of images under two labels have close hashes: they were kept, in one split"
