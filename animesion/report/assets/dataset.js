@@ -250,7 +250,7 @@ function Clusters({ data, store, editor }) {
   const { value, error } = useLoaded(() => store.clusters(conflicts, offset, CLUSTER_PAGE), [conflicts, offset]);
   return html`<div>
     <h2>Duplicate clusters</h2>
-    <p>${thousands(data.clusters.total)} clusters of duplicates, ${thousands(data.clusters.conflicts)} of them with several labels.</p>
+    <p>${amount(data.clusters.total, 'cluster')} of duplicates, ${thousands(data.clusters.conflicts)} of them with several labels.</p>
     <label class="check"><input type="checkbox" checked=${conflicts} onChange=${(event) => { setConflicts(event.target.checked); go(0); }} /> only clusters with several labels</label>
     ${error ? html`<p role="alert">${plain(error)}</p>` : null}
     ${value ? html`<div class="clusters">${value.items.map((each) => html`<article class="cluster" key=${each.name} data-cluster=${each.name}>
@@ -298,7 +298,7 @@ function Reason({ data, store, editor, now }) {
 
 function Audit({ audit, store, editor, live }) {
   return html`<div><h2>Suspicious labels</h2>
-    <p>${thousands(audit.total)} findings of animesion audit${audit.model ? html` with <${Name} text=${audit.model} />` : null}, the most suspicious first. They do not change the dataset.</p>
+    <p>${amount(audit.total, 'finding')} of animesion audit${audit.model ? html` with <${Name} text=${audit.model} />` : null}, the most suspicious first. They do not change the dataset.</p>
     ${live ? html`<${Cards} items=${audit.items} store=${store} editor=${editor} offset=${0} list=${listOf(audit.items)} lines=${(item) => html`<${Key} item=${item} /><${Name} text=${item.label} />
       <span>${item.suggested ? html`looks like <${Name} text=${item.suggested} />` : 'far from its class'}</span><span class="quiet">${item.score}</span>`} />` : html`<div class="wide"><table>
       <thead><tr><th scope="col">image</th><th scope="col">label</th><th scope="col">looks like</th><th scope="col" class="n">score</th></tr></thead>

@@ -49,8 +49,8 @@ function PairKinds({ data, store, editor, kinds, chosen, title }) {
   return html`<div>
     <h2>${title}</h2>
     <nav class="reasons" aria-label="Kinds">${kinds.map((kind) => html`<a href=${href(at, kind)} aria-current=${kind === now ? 'true' : undefined}>${PAIR_KINDS[kind][0]} <span class="quiet">${thousands(totals[kind])}</span></a>`)}</nav>
-    <p>${thousands(totals[now])} pairs: ${PAIR_KINDS[now][1]}.</p>
-    <p class="quiet">Left: the first image. Middle: the second one, brought into its frame and its tones. Right: what differs beyond the noise, lit; grey where the second image shows nothing.${published ? ` ${thousands(published)} pairs with images of published datasets are not shown.` : ''}</p>
+    <p>${amount(totals[now], 'pair')}: ${PAIR_KINDS[now][1]}.</p>
+    <p class="quiet">${totals[now] ? 'Left: the first image. Middle: the second one, brought into its frame and its tones. Right: what differs beyond the noise, lit; grey where the second image shows nothing.' : ''}${published ? ` ${amount(published, 'pair')} with images of published datasets, not shown.` : ''}</p>
     <${PairList} key=${now} ...${{ data, store, editor, kind: now }} />
   </div>`;
 }
