@@ -15,7 +15,6 @@ from animesion import sources
 from animesion.config import recipe as recipes
 from animesion.images import codec
 from animesion.images.formats import RejectedImageError
-from animesion.wording import amount
 
 #: Side of the packed images that is suggested where images are larger.
 _SIDE = 512
@@ -108,7 +107,8 @@ def draft(
     """
     values: dict[str, Any] = {
         "name": name,
-        "summary": f"{amount(len(found.classes), 'class', 'classes')} from {path.resolve().name}",
+        # without counts, which the build changes
+        "summary": f"images from {path.resolve().name}",
         "source": {"kind": "folder", "path": str(path)},
         "split": {"strategy": "auto" if found.splits else "grouped"},
     }
