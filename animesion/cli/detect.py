@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from animesion.errors import UsageError
+from animesion.wording import amount
 
 if TYPE_CHECKING:
     from animesion.detectors.scan import Scanned
@@ -122,7 +123,7 @@ def detect(
             err=True,
         )
     if others:
-        click.echo(f"{others:,} files are no images", err=True)
+        click.echo(amount(others, "file is no image", "files are no images"), err=True)
     if sheet:
         _sheet(sheet, good, list(made), iou, sheet_images)
     if any(each.problem and not each.no_image for each in seen):

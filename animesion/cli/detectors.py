@@ -11,6 +11,7 @@ import click
 
 from animesion.cli.installing import install_command
 from animesion.errors import UsageError
+from animesion.wording import amount
 
 if TYPE_CHECKING:
     from animesion.detectors.evaluation import Judged
@@ -122,12 +123,12 @@ def evaluate(
         raise UsageError(f"{file} labels none of the images: give their folder, or check the digests and paths")
     missing = len(labels.images) - len(used)
     for count, what in (
-        (without, "images have no labels and were passed over"),
-        (missing, "labelled images were not found"),
-        (copies, "images are labelled by an entry that was used already, and were passed over"),
+        (without, "without labels passed over"),
+        (missing, "with labels not found"),
+        (copies, "whose entry labels another already passed over"),
     ):
         if count:
-            click.echo(f"{count:,} {what}", err=True)
+            click.echo(f"{amount(count, 'image')} {what}", err=True)
     of_images = [each for _, each in judged]
     _print_evaluation(of_images, detector, min_score, iou, 1000 * seconds / len(judged), as_json=as_json)
     if sheet:

@@ -240,7 +240,7 @@ def decide(
         notes.append(f"{duplicates.conflicts} of {duplicates.clusters} duplicate clusters {verb} several labels")
     if duplicates.unlike:
         notes.append(
-            f"{duplicates.unlike:,} pairs of images under two labels have close hashes: they were kept, in one split"
+            f"{amount(duplicates.unlike, 'pair')} of images under two labels with close hashes kept, in one split"
         )
     if duplicates.chains:
         diameter = recipe.duplicates.diameter or 2 * recipe.duplicates.radius

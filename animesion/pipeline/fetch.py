@@ -28,6 +28,7 @@ from animesion.pipeline import rules, versions
 from animesion.schemas import PLAN, RAW, TAG_CATEGORIES, TAGS, DropReason, Item, Payload
 from animesion.storage import parquet, removed
 from animesion.storage.workspace import Workspace, atomic_file, write_atomic
+from animesion.wording import amount
 
 if TYPE_CHECKING:
     from animesion_scrapers import CrawlStatus
@@ -359,7 +360,8 @@ def _new_items(workspace: Workspace, plan: FetchPlan, source: sources.Source) ->
         changed += state != _state(item.key, item.locator, list(item.labels), item.split)
     if gone := len(known) - there:
         source.notes.append(
-            f"{gone:,} images are no longer at the source and stay in the dataset: `animesion remove` removes images"
+            f"{amount(gone, 'image is', 'images are')} no longer at the source and not removed from the dataset: "
+            "`animesion remove` removes images"
         )
     if changed:
         source.notes.append(

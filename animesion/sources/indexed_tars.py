@@ -29,6 +29,7 @@ from animesion.sources.file_sets import ordered_splits, split_of
 from animesion.sources.stored import PathOrUrl
 from animesion.sources.tar_ranges import Mirror
 from animesion.splits import SPLIT_NAMES
+from animesion.wording import amount
 
 _LARGEST_LABELS = 1 << 30
 _LARGEST_SIDECAR = 1 << 20
@@ -187,18 +188,18 @@ class IndexedTarSource:
         splits = ordered_splits({label.split or split_of(file.tar) for file, label in zip(files, labels, strict=True)})
         by = PurePosixPath(self.options.labels).name if self.options.labels else ".json members"
         words = [
-            f"{len(classes):,} {'class' if len(classes) == 1 else 'classes'}"
-            f"{f' in splits {chr(47).join(splits)}' if splits else ''}, by {by}",
-            f"{len(files):,} images in {tars:,} {'tar' if tars == 1 else 'tars'}",
+            amount(len(classes), "class", "classes")
+            + f"{f' in splits {chr(47).join(splits)}' if splits else ''}, by {by}",
+            f"{amount(len(files), 'image')} in {amount(tars, 'tar')}",
         ]
         without = sum(not label.labels for label in labels)
         if without:
-            words.append(f"{without:,} images have no label")
+            words.append(amount(without, "image has no label", "images have no label"))
         bad = sum(file.failure == DropReason.BAD_RECORD for file in files)
         if bad:
             example = next(file.detail for file in files if file.failure == DropReason.BAD_RECORD)
             words.append(f"{bad:,} entries have no valid place in their tar, such as {example}")
-        words += [f"{count:,} {text}" for text, count in counts.items()]
+        words += [f"{text}: {count:,}" for text, count in counts.items()]
         return [f"{'; '.join(words)} (source.labels gives other labels)"]
 
 
@@ -243,7 +244,7 @@ def _listed(
         elif not file.failure:
             side[file.name] = file
             if not name.lower().endswith(".json"):
-                counts["files are no images and are left out"] += 1
+                counts["files that are no images, left out"] += 1
     return sorted(images, key=lambda file: (file.offset, file.name)), side
 
 

@@ -23,6 +23,7 @@ from animesion.schemas import DropReason, Item, Payload
 from animesion.sources import clean_text, families, file_key
 from animesion.sources.file_sets import FileSet, ordered_splits, split_of
 from animesion.sources.stored import Listed, PathOrUrl
+from animesion.wording import amount
 
 if TYPE_CHECKING:
     import pyarrow.parquet as pq
@@ -331,7 +332,8 @@ def _sentences(columns: Columns, rows: Sequence[_Row], splits: Sequence[str]) ->
     faults = Counter(row.fault for row in rows if row.fault)
     if faults:
         example = next(iter(faults))
-        notes.append(f"{faults.total():,} rows have a label that is none of the class names, such as {example}")
+        wrong = amount(faults.total(), "row has", "rows have")
+        notes.append(f"{wrong} a label that is none of the class names, such as {example}")
     return notes
 
 

@@ -27,6 +27,7 @@ from animesion.sources.file_sets import FileSet, ordered_splits, split_of
 from animesion.sources.file_tree import Entry, FileTree
 from animesion.sources.sample_labels import LARGEST_MEMBER, SIDE_FILES, ClassNames, SampleLabel, label_of
 from animesion.sources.stored import PathOrUrl
+from animesion.wording import amount
 
 #: Samples whose side members are read at once.
 _AT_ONCE = 256
@@ -239,12 +240,12 @@ def _sentences(samples: Sequence[_Sample], shards: Sequence[str], seen: _Seen, n
         f"{f' in splits {chr(47).join(splits)}' if splits else ''}, by {by}"
         f"{f' and {names.where}' if names.where else ''}",
         f"{len(samples):,} images ({', '.join(f'.{name}' for name, _ in seen.suffixes.most_common(4))}) in "
-        f"{len(shards):,} {'shard' if len(shards) == 1 else 'shards'}",
+        f"{amount(len(shards), 'shard')}",
     ]
     if seen.by[""]:
-        words.append(f"{seen.by['']:,} images have no label")
+        words.append(amount(seen.by[""], "image has no label", "images have no label"))
     if seen.without_image:
-        words.append(f"{seen.without_image:,} samples have no image")
+        words.append(amount(seen.without_image, "sample has no image", "samples have no image"))
     if seen.repeated:
-        words.append(f"{seen.repeated:,} members repeat a name in their shard and are skipped")
+        words.append(f"{amount(seen.repeated, 'member')} skipped, whose name the shard has already")
     return [f"{'; '.join(words)} (source.label_member, source.label_key and source.image_member choose others)"]

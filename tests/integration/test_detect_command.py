@@ -50,7 +50,7 @@ def test_boxes_are_printed_and_written_in_every_form(world: Path, tmp_path: Path
     assert [line["file"] for line in lines] == ["none.png", "one.png", "sub/two.png"]
     assert [len(line["boxes"]) for line in lines] == [0, 1, 2]
     assert "3 images: 1 without a box, 1 with one, 1 with several" in done.stderr
-    assert "1 files are no images" in done.stderr
+    assert "1 file is no image" in done.stderr
     left, top, right, bottom = lines[1]["boxes"][0]["box"]
     assert (left + right) / 2 == pytest.approx(75, abs=8)
     assert (top + bottom) / 2 == pytest.approx(75, abs=8)
@@ -130,10 +130,10 @@ def test_images_without_labels_and_labels_without_images_are_counted(world: Path
     run(world / "one.png", "--detector", "lbp", "--format", "csv", "--out", tmp_path / "b.csv")
     done = evaluate(world, "--boxes", tmp_path / "b.csv", "--detector", "lbp")
     assert done.exit_code == 0
-    assert "2 images have no labels and were passed over" in done.stderr
+    assert "2 images without labels passed over" in done.stderr
     (world / "copy.png").write_bytes((world / "one.png").read_bytes())
     assert (
-        "1 images are labelled by an entry that was used"
+        "1 image whose entry labels another already"
         in evaluate(world, "--boxes", tmp_path / "b.csv", "--detector", "lbp").stderr
     )
     lost = evaluate(world / "none.png", "--boxes", tmp_path / "b.csv", "--detector", "lbp")

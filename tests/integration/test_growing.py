@@ -96,7 +96,7 @@ def test_an_update_leaves_shards_splits_and_class_ids(tmp_path: Path) -> None:
     assert {key: after[key] for key in before} == before
     assert len(after) == 80
     assert result.classes == ["miku", "rin", "aoi"]
-    assert "1 images are no longer at the source" in " ".join(result.notes)
+    assert "1 image is no longer at the source" in " ".join(result.notes)
     grown = digests(out)
     assert {name: grown[name] for name in shards} == shards
     assert {name: (out / "data" / name).stat().st_mtime_ns for name in shards} == times

@@ -182,7 +182,7 @@ def test_a_resemblance_under_two_labels_is_reported_and_drops_nothing() -> None:
     found, facts = run(rows(*({**each, "thumbnail": bytes(768)} for each in alike), {}, {"label": "rin"}))
     assert [found[f"k000{i}"]["reason"] for i in range(2)] == ["", ""]
     assert found["k0000"]["group"] == found["k0001"]["group"]
-    assert any("1 pairs of images under two labels have close hashes" in note for note in facts["notes"])
+    assert any("1 pair of images under two labels with close hashes kept" in note for note in facts["notes"])
 
 
 def test_verdicts_decide_what_is_dropped_and_what_shares_a_split() -> None:

@@ -76,8 +76,8 @@ def test_labels_of_a_table_by_id(folder: Path) -> None:
         ("0001.tar/1001.jpg", (), ""),
     ]
     assert source.notes == [
-        "3 classes in splits train/test, by labels.csv; 3 images in 2 tars; 1 images have no label; 1 files are no "
-        "images and are left out (source.labels gives other labels)"
+        "3 classes in splits train/test, by labels.csv; 3 images in 2 tars; 1 image has no label; files that are no "
+        "images, left out: 1 (source.labels gives other labels)"
     ]
     assert [payload.content for payload in read(source, items)] == [b"image 1000", b"image 2000", b"image 1001"]
     assert len(listed(folder / "0000.json", labels=labels)[1]) == 2

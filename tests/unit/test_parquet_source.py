@@ -167,7 +167,7 @@ def test_binary_columns_and_labels_out_of_range(tmp_path: Path) -> None:
     write(tmp_path / "a.parquet", [0, 7], metadata=metadata, images=[b"one", b"two"])
     source, items = listed(tmp_path)
     assert [item.failure for item in items] == ["", "bad record"]
-    assert "1 rows have a label that is none of the class names, such as label 7 of 3 classes" in source.notes
+    assert "1 row has a label that is none of the class names, such as label 7 of 3 classes" in source.notes
     assert [payload.content for payload in source.read(items)] == [b"one", b"two"]
 
 

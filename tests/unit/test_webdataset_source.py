@@ -103,7 +103,7 @@ def test_the_members_of_a_sample_share_a_key_with_its_folders(tmp_path: Path) ->
     source, items = listed(path)
     assert [item.source_id for item in items] == ["a.tar/d.x/1.jpg", "a.tar/e/1.jpg"]
     assert labels(items) == [("a",), ("b",)]
-    assert "1 samples have no image; 1 members repeat a name" in source.notes[-1]
+    assert "1 sample has no image; 1 member skipped, whose name the shard has" in source.notes[-1]
     assert [item.source_id for item in listed(path, image_member="seg.png")[1]] == ["a.tar/e/1.seg.png"]
 
 
