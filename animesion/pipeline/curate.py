@@ -235,9 +235,7 @@ def decide(
         copies = "off" if compared is None else recipe.duplicates.for_images(n).copies
         notes.append(f"published datasets: {reach.sentence(copies, other_hash=recipe.duplicates.other_hash)}")
         notes += grouping.published_family_notes(rows, others, split_of)
-    if duplicates.conflicts:
-        verb = "has" if duplicates.conflicts == 1 else "have"
-        notes.append(f"{duplicates.conflicts} of {duplicates.clusters} duplicate clusters {verb} several labels")
+    notes += conflicts_note(duplicates.conflicts, duplicates.clusters)
     if duplicates.unlike:
         notes.append(
             f"{amount(duplicates.unlike, 'pair')} of images under two labels with close hashes kept, in one split"
@@ -390,6 +388,13 @@ def _unsure_notes(rows: Rows, reason: Coded, detail: Texts, recipe: Recipe) -> l
             "its score; crop.unsure=drop drops them"
         )
     return notes
+
+
+def conflicts_note(conflicts: int, clusters: int) -> list[str]:
+    """The note on duplicate clusters that have several labels, if there are any."""
+    if not conflicts:
+        return []
+    return [f"{conflicts} of {clusters} duplicate clusters {'has' if conflicts == 1 else 'have'} several labels"]
 
 
 def _apply_decisions(

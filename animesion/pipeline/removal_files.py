@@ -27,6 +27,7 @@ from animesion.dataset.dataset import Dataset
 from animesion.errors import UsageError
 from animesion.images import hashing
 from animesion.pipeline import fetch, finalize, pack, versions
+from animesion.pipeline.curate import conflicts_note
 from animesion.pipeline.removal_plan import STAGE, Plan, Request
 from animesion.schemas import CURATED, EMBEDDINGS, FEATURES, INDEX, PAIRS, PLAN, RAW, TAGS
 from animesion.storage import parquet, removed
@@ -339,6 +340,15 @@ def _facts(request: Request, plan: Plan, recipe: Recipe, index: pa.Table, new: W
     listed = removed.read(new.root)
     try:
         funnel = facts["funnel"]
+        clusters = max(0, facts["duplicate_clusters"] - len(of_cluster))
+        conflicts = max(0, facts["label_conflicts"] - sum(len(each) > 1 for each in of_cluster.values()))
+        counted = conflicts_note(facts["label_conflicts"], facts["duplicate_clusters"])
+        notes = []
+        for note in facts["notes"]:
+            if note in counted:
+                notes += conflicts_note(conflicts, clusters)
+            elif not word.search(note):
+                notes.append(note)
         facts |= finalize.tallied(
             index, len(dataset.classes), [name for name in facts["splits"] if name in there], shard_facts
         )
@@ -357,9 +367,9 @@ def _facts(request: Request, plan: Plan, recipe: Recipe, index: pa.Table, new: W
                     if count > dropped[reason]
                 },
             },
-            "duplicate_clusters": max(0, facts["duplicate_clusters"] - len(of_cluster)),
-            "label_conflicts": max(0, facts["label_conflicts"] - sum(len(each) > 1 for each in of_cluster.values())),
-            "notes": [note for note in facts["notes"] if not word.search(note)],
+            "duplicate_clusters": clusters,
+            "label_conflicts": conflicts,
+            "notes": notes,
             "removed_digests": len(listed),
             "parent": (digest := sha256_file(dataset.path / "dataset.json")),
             "added": 0,

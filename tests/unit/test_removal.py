@@ -21,7 +21,7 @@ from animesion.images import codec
 from animesion.pipeline import removal, removal_plan
 from animesion.storage import removed
 from animesion.verification import checks
-from tests.conftest import draw_folders
+from tests.conftest import draw, draw_folders
 
 
 @pytest.fixture
@@ -93,6 +93,29 @@ def test_an_image_is_named_by_id_url_or_digest_and_nothing_else(dataset: Path) -
     with pytest.raises(UsageError, match="nothing would be left"):
         removal.remove(dataset, [row["key"] for row in animesion.open_dataset(dataset).curated.to_pylist()])
     assert contents(dataset) == before
+
+
+def test_the_note_on_clusters_counts_what_is_left(tmp_path: Path) -> None:
+    for number, names in enumerate((("a/1", "b/1"), ("a/2", "a/copy"), ("a/3",), ("b/3",), ("b/4",))):
+        for name in names:  # the same bytes under two labels, and twice under one
+            path = tmp_path / "images" / f"{name}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            draw(number).save(path)
+    recipe = animesion.load_recipe("folder", [f"source.path={tmp_path / 'images'}"])
+    assert "1 of 2 duplicate clusters has several labels" in animesion.build(recipe, tmp_path / "out", workers=1).notes
+
+    def keys(reason: str) -> list[str]:
+        rows = animesion.open_dataset(tmp_path / "out").curated.to_pylist()
+        return [row["key"] for row in rows if row["reason"] == reason]
+
+    def notes() -> list[str]:
+        notes: list[str] = json.loads((tmp_path / "out" / "dataset.json").read_bytes())["notes"]
+        return [note for note in notes if "duplicate clusters" in note]
+
+    removal.remove(tmp_path / "out", keys("exact duplicate"))
+    assert notes() == ["1 of 1 duplicate clusters has several labels"]
+    removal.remove(tmp_path / "out", keys("label conflict"))
+    assert notes() == []
 
 
 def test_a_dry_run_changes_nothing_and_prints_what_would_go(dataset: Path) -> None:
