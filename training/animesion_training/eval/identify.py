@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,11 +16,11 @@ from torch import nn
 
 from animesion.errors import UsageError
 from animesion.images.given import Given
-from animesion_training.data import DataSplits, Resize
+from animesion_training.data import DataSplits
 from animesion_training.distributed import DistributedContext
 from animesion_training.eval import embed, tta
 from animesion_training.eval.gallery import Gallery, Match, matches, mismatch
-from animesion_training.eval.pieces import FaceCrop, Piece, load_detector, pieces
+from animesion_training.eval.pieces import FaceCrop, Piece, batches, load_detector, pieces
 from animesion_training.eval.reading import Reading
 from animesion_training.eval.similarity import Embedded, FloatArray
 from animesion_training.models.embedding import Embedder
@@ -74,16 +73,8 @@ class ImageEmbedder:
         Raises:
             AnimesionError: see `embed.check_lengths`.
         """
-        side, crop_pct = self.reading.decoded
-        transform, pending = Resize(side, crop_pct), iter(given)
-        while chosen := list(itertools.islice(pending, batch_size)):
-            pixels = np.zeros((len(chosen), side, side, 3), dtype=np.uint8)
-            problems = [piece.into(pixels[i], transform) for i, piece in enumerate(chosen)]
+        for chosen, problems, images in batches(given, self.reading, self.context.device, batch_size):
             with torch.inference_mode():
-                batch = torch.from_numpy(pixels).permute(0, 3, 1, 2).to(self.context.device)
-                images = self.reading.normalise(
-                    batch, torch.zeros(len(chosen), dtype=torch.int64, device=self.context.device)
-                )
                 vectors = embed.embed(self._embedder, images, self.reading.img_size, self.reading.tta).cpu().numpy()
             embed.check_lengths(vectors[[not problem for problem in problems]])
             for piece, problem, vector in zip(chosen, problems, vectors, strict=True):

@@ -6,18 +6,22 @@ problem of that image, not of the command.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import itertools
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypedDict
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from animesion import detectors
 from animesion.errors import UsageError
 from animesion.images import codec, given
 from animesion_training.data import Resize
 from animesion_training.data.decode import Within, decode_into
+from animesion_training.eval.reading import Reading
 
 
 class FaceOptions(TypedDict, total=False):
@@ -132,3 +136,29 @@ def pieces(image: given.Given, detector: detectors.Detector | None, faces: FaceC
         yield Piece(name, content, box=crop, score=score)
     if not crops:
         yield Piece(name, content) if faces.or_whole else Piece(name, problem="no face found")
+
+
+def batches(
+    found: Iterable[Piece], reading: Reading, device: torch.device, batch_size: int = 32
+) -> Iterator[tuple[list[Piece], list[str], Tensor]]:
+    """Yield images or faces in batches, in their order, as the input of a network.
+
+    Args:
+        found: the images or faces.
+        reading: how they are resized and normalised.
+        device: to compute on.
+        batch_size: images per batch.
+
+    Yields:
+        The images; for each, why it cannot be read, or an empty string; and their normalised pixels, (B, 3, L, L),
+        which are black before normalisation where an image cannot be read.
+    """
+    side, crop_pct = reading.decoded
+    transform, pending = Resize(side, crop_pct), iter(found)
+    while chosen := list(itertools.islice(pending, batch_size)):
+        pixels = np.zeros((len(chosen), side, side, 3), dtype=np.uint8)
+        problems = [piece.into(pixels[i], transform) for i, piece in enumerate(chosen)]
+        with torch.inference_mode():
+            batch = torch.from_numpy(pixels).permute(0, 3, 1, 2).to(device)
+            images = reading.normalise(batch, torch.zeros(len(chosen), dtype=torch.int64, device=device))
+        yield chosen, problems, images

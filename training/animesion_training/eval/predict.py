@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from animesion.images import given
 from animesion.schemas import TAG_CATEGORIES
-from animesion_training.data import Resize
 from animesion_training.distributed import DistributedContext
-from animesion_training.eval.pieces import FaceCrop, load_detector, pieces
+from animesion_training.eval.pieces import FaceCrop, batches, load_detector, pieces
 from animesion_training.eval.reading import Reading
 from animesion_training.eval.tag_metrics import DEFAULT_THRESHOLD
 from animesion_training.text.facts import read_facts
@@ -80,16 +77,10 @@ def predict(
     model, card = load_model(weights)
     model = model.to(context.device)
     reading, expected = Reading.of(card, weights), _Expected.of(model, card, weights)
-    side, transform = reading.img_size, Resize(reading.img_size, reading.crop_pct)
     names = card.classes or tuple(str(i) for i in range(card.num_classes))
     found = (piece for image in images for piece in pieces(image, detector, faces))
-    while chosen := list(itertools.islice(found, batch_size)):
-        pixels = np.zeros((len(chosen), side, side, 3), dtype=np.uint8)
-        problems = [piece.into(pixels[i], transform) for i, piece in enumerate(chosen)]
+    for chosen, problems, normalised in batches(found, reading, context.device, batch_size):
         with torch.inference_mode():
-            batch = torch.from_numpy(pixels).permute(0, 3, 1, 2).to(context.device)
-            seeds = torch.zeros(len(chosen), dtype=torch.int64, device=context.device)
-            normalised = reading.normalise(batch, seeds)
             logits, tags = expected(normalised, top or _TOP) if expected else (model(normalised), [{}] * len(chosen))
             logits = logits.float()
         if card.is_tagger:
