@@ -335,7 +335,7 @@ SEARCHED = pa.schema(
 #: All pairs that were compared, ascending; those in a relation are the rows of `PAIRS`, in order.
 COMPARED = pa.schema(
     [
-        ("first", pa.uint32()),  # row of the sample in `SEARCHED`
+        ("first", pa.uint32()),  # row of the sample in `features/searched.parquet`
         ("second", pa.uint32()),  # likewise
         ("hashes", pa.uint8()),  # which hashes were close: 1 plain, 2 mirrored, 4 of the whole images
         ("points", pa.uint8()),  # whether local features agreed: 1 plain, 2 mirrored

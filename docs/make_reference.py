@@ -77,6 +77,7 @@ TABLES = {
     "FEATURES": "`features/part-*.parquet`: features from one decode, one row per fetched image, or per face.",
     "EMBEDDINGS": "`features/embeddings-part-*.parquet`: embeddings, if `duplicates.embedding.model` is set.",
     "PAIRS": "`features/pairs.parquet`: pairs of images in a relation, unless `duplicates.copies` is `off`.",
+    "SEARCHED": "`features/searched.parquet`: samples that were searched for copies, in the order of the search.",
     "COMPARED": "`features/compared.parquet`: pairs that were compared; a build that grows compares new ones only.",
     "CURATED": "`curated.parquet`: every image seen, kept or dropped, and why.",
     "SAMPLE_TAGS": "`sample_tags.parquet`: tags of each sample, if `tags.categories` is set.",

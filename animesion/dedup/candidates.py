@@ -169,8 +169,10 @@ def _close(hashes: Hashes, radius: int, shared: Shared | None) -> tuple[search.P
 
 
 def _voted(points: PointSets, votes: int, earlier: joins.EarlierVotes | None) -> list[search.Pairs]:
-    """Pairs of images with several similar local features in a similar arrangement, and those of an image and a mirror
-    image; each of shape (m, 2).
+    """Pairs of images with several similar local features in a similar arrangement, plain ones and mirrored ones.
+
+    Returns:
+        Each of shape (m, 2).
     """
     together = points.points
     image = np.repeat(np.arange(len(points)), np.diff(points.ends, prepend=0))

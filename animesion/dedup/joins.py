@@ -340,8 +340,11 @@ class _Points(NamedTuple):
 
 
 class _Earlier(NamedTuple):
-    """An earlier search: whether it did not have an image, and rows of earlier image, later image and 1 for a mirrored
-    pair; images are numbered as in `_Points`.
+    """An earlier search, with images numbered as in `_Points`.
+
+    Attributes:
+        is_new: shape (n,), whether it did not have an image.
+        rows: shape (m, 3), what it found, as `_votes` returns it.
     """
 
     is_new: npt.NDArray[np.bool_]

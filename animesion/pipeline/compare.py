@@ -2,8 +2,8 @@
 
 Candidates come from the features; the pixels of candidates are compared in worker processes. The verdicts are written
 to `features/pairs.parquet`, and reused as long as features, published datasets and settings are the same. If those have
-changed, as in a build that grows, pairs of unchanged images keep their verdict, and if nothing but new images was added,
-only these are looked up by their local features (`animesion.pipeline.verdicts`).
+changed, as in a build that grows, pairs of unchanged images keep their verdict, and if images were only added, the new
+ones alone are looked up by their local features (`animesion.pipeline.verdicts`).
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import functools
 import itertools
 import operator
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt

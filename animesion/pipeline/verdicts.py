@@ -18,8 +18,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from animesion.dedup.candidates import Candidates
-from animesion.dedup.joins import EarlierVotes
 from animesion.dedup.compare import Found
+from animesion.dedup.joins import EarlierVotes
 from animesion.dedup.verdict import Verdict
 from animesion.schemas import COMPARED, PAIRS, SEARCHED
 from animesion.storage import parquet

@@ -27,6 +27,14 @@ class Square:
 
 
 @dataclass(frozen=True)
+class Where:
+    name: str
+
+    def run(self) -> int:
+        return os.getpid()
+
+
+@dataclass(frozen=True)
 class Failing:
     name: str
     error: Exception
@@ -98,6 +106,18 @@ def test_every_job_is_run_once(workers: int) -> None:
         jobs = [Square(f"job {i}", i) for i in range(20)]
         assert collect(executor, jobs) == {f"job {i}": i**2 for i in range(20)}
         assert collect(executor, jobs[:3]) == {f"job {i}": i**2 for i in range(3)}
+
+
+def test_light_jobs_run_here_until_there_is_a_worker() -> None:
+    found: list[int] = []
+    with LocalExecutor(1) as executor:
+        for light in (True, False, True):
+            executor.run([Where("job")], lambda job, result: found.append(result), light=light)
+            assert executor.has_run
+        with pytest.raises(UsageError, match="it was you"):
+            executor.run([Failing("bad", UsageError("it was you"))], light=True)
+    assert found[0] == os.getpid() != found[1]
+    assert found[2] == found[1]
 
 
 def test_a_users_error_is_raised_unchanged() -> None:

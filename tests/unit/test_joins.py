@@ -340,7 +340,7 @@ def updated(given: Points, is_new: npt.NDArray[np.bool_], limit: int = 8, votes:
         given: points of images.
         is_new: shape (p,), whether the earlier search did not have the image of a point.
     """
-    old = Points(*(column[~is_new] for column in given))
+    old = Points(given.codes[~is_new], given.image[~is_new], given.size[~is_new], given.angle[~is_new])
     before = joins.vote_pairs(*old, MASK, limit, votes)
     earlier = joins.EarlierVotes(np.unique(given.image[is_new]), *before)
     pairs, mirrored = joins.vote_pairs(*given, MASK, limit, votes, earlier)

@@ -88,7 +88,9 @@ def test_an_earlier_comparison_counts_only_if_it_is_whole(tmp_path: Path) -> Non
 
     def commit() -> None:
         outputs = {name: parquet.write(tmp_path / name, table) for name, table in zip(files, tables, strict=True)}
-        workspace.commit("compare", "code", "params", {}, outputs, {"pairs": 1, "compared": 2, "searched": 3, "notes": []})
+        workspace.commit(
+            "compare", "code", "params", {}, outputs, {"pairs": 1, "compared": 2, "searched": 3, "notes": []}
+        )
 
     assert verdicts.earlier(workspace, "code") is None
     commit()
