@@ -23,6 +23,7 @@ from animesion.cli import cli
 from animesion.dedup import extraction
 from animesion.errors import UsageError
 from animesion.images import other_hashes
+from animesion.progress import Progress
 from animesion.report import facts, live, page
 from animesion.report.pairs import KINDS
 from animesion.schemas import PAIRS
@@ -33,9 +34,21 @@ from tests.unit.test_copies import cut, jpeg, scene, turned
 PATHS = {"labels": "labels.csv", "images": "images", "faces": "faces.tsv"}
 
 
-def build(images: Path, out: Path, *overrides: str, workers: int = 1) -> dict[str, dict[str, Any]]:
+class Notes(Progress):
+    """What a build notes."""
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+
+    def noted(self, text: str) -> None:
+        self.texts.append(text)
+
+
+def build(
+    images: Path, out: Path, *overrides: str, workers: int = 1, progress: Progress | None = None
+) -> dict[str, dict[str, Any]]:
     recipe = animesion.load_recipe("folder", [f'source.path="{images}"', 'source.family=""', *overrides])
-    animesion.build(recipe, out, workers=workers, replace=True)
+    animesion.build(recipe, out, workers=workers, replace=True, progress=progress)
     return {Path(row["source_id"]).stem: row for row in pq.read_table(out / "curated.parquet").to_pylist()}
 
 
@@ -228,13 +241,16 @@ def test_a_build_that_grows_compares_its_new_images_only(images: Path, tmp_path:
     # one more image that comes first, and one that is gone
     cut(0.0, 0.05, 0.95, 1.0)(scene(4)).save(grown / "miku" / "a cut.png")
     (grown / "rin" / "mirrored.png").unlink()
-    build(grown, tmp_path / "out")
+    gone, added = Notes(), Notes()
+    build(grown, tmp_path / "out", progress=gone)
+    assert any("all images are searched for copies again" in text for text in gone.texts)
     assert 0 < compared(tmp_path / "out") < first
     assert searched(tmp_path / "out") == images_searched
     # none is gone: the new image alone is looked up, also where another has the pixels of one with a later key
     cut(0.05, 0.0, 1.0, 0.95)(scene(5)).save(grown / "rin" / "b cut.png")
     scene(0).save(grown / "miku" / "a scene0.png")
-    build(grown, tmp_path / "out")
+    build(grown, tmp_path / "out", progress=added)
+    assert not any("again" in text for text in added.texts)
     build(grown, tmp_path / "fresh")
     assert (searched(tmp_path / "out"), searched(tmp_path / "fresh")) == (1, images_searched + 1)
     assert 0 < compared(tmp_path / "out") < compared(tmp_path / "fresh")
