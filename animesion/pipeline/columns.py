@@ -387,22 +387,24 @@ def _part(workspace: Workspace, part: int, more: Sequence[str]) -> pa.Table:
     wanted = [name for name in RAW.names if name not in _NOT_LOADED or name == "boxes"]
     left = parquet.read(workspace.path(f"raw/part-{part:05d}.parquet"), RAW, wanted).combine_chunks()
     right = parquet.read(workspace.path(f"features/part-{part:05d}.parquet"), FEATURES, names).combine_chunks()
-    rows_of: dict[str, list[int | None]] = {}
-    for row, key in enumerate(right["key"].to_pylist()):
-        rows_of.setdefault(key, []).append(row)
-    nothing: list[int | None] = [None]
-    # (row of `left`, row of `right` or None): an image whose faces are samples has one entry per face
-    pairs = [(i, j) for i, key in enumerate(left["key"].to_pylist()) for j in rows_of.get(key, nothing)]
-    places = pa.array([j for _, j in pairs], pa.int32())
-    left = left.take(pa.array([i for i, _ in pairs], pa.int64()))
-    # A null row number takes a row of nulls, which `_NO_FEATURES` fills below.
-    right = right.take(places)
+    places = pa.array(np.arange(len(left), dtype=np.int32))
+    if not left["key"].equals(right["key"]):  # else every image was fetched, and is one sample
+        rows_of: dict[str, list[int | None]] = {}
+        for row, key in enumerate(right["key"].to_pylist()):
+            rows_of.setdefault(key, []).append(row)
+        nothing: list[int | None] = [None]
+        # (row of `left`, row of `right` or None): an image whose faces are samples has one entry per face
+        pairs = [(i, j) for i, key in enumerate(left["key"].to_pylist()) for j in rows_of.get(key, nothing)]
+        places = pa.array([j for _, j in pairs], pa.int32())
+        left = left.take(pa.array([i for i, _ in pairs], pa.int64()))
+        # A null row number takes a row of nulls, which `_NO_FEATURES` fills below.
+        right = right.take(places)
     columns = {name: left[name] for name in left.column_names if name != "boxes"}
     for name in right.column_names:
         if name not in ("key", "boxes"):
             values = right[name].fill_null(_NO_FEATURES[name]) if name in _NO_FEATURES else right[name]
             columns[_RENAMED.get(name, name)] = values
-    columns["part"] = pa.repeat(pa.scalar(part, pa.int32()), len(pairs))
+    columns["part"] = pa.repeat(pa.scalar(part, pa.int32()), len(left))
     columns["place"] = places.fill_null(-1)
     columns["has_table"] = left["boxes"].is_valid()
     # the detector's boxes, or those of the table that decided before the image was fetched
