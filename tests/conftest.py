@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 # Before torch and NumPy are loaded, and for every process that a test starts: the tests run in one worker per core
@@ -13,14 +13,18 @@ for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # where a test takes more threads, they do not spin while they wait
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from PIL import Image
 
 import animesion
 from animesion.executors import local
+from animesion.stats import plots
+from animesion.storage.workspace import write_atomic
+from animesion_sample import server
 from tests import workers
 from tests.sharing import made_once
-from tests.workers import KeptWorkers
+from tests.workers import FORKS, KeptWorkers
 
 #: Class folder -> its images; names need quoting, escaping and more than ASCII.
 CLASSES = {"初音ミク": 14, "crème_brûlée": 12, "plain (blue) & co": 11}
@@ -53,12 +57,32 @@ def draw_folders(root: Path) -> Path:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def kept_workers() -> Iterator[None]:
-    """Builds of this process share worker processes; what `animesion` commands of their own start is as ever."""
+def fast_builds() -> Iterator[None]:
+    """Builds in this process start workers and sample servers fast, wait for no disk, and draw equal plots once."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(local, "LocalExecutor", KeptWorkers)
+        patch.setattr(server, "CONTEXT", FORKS)
+        patch.setattr("os.fsync", workers.no_fsync)
+        patch.setattr(plots, "write_plots", drawn_once(plots.write_plots))
         yield
     workers.stop()
+
+
+def drawn_once(write: Callable[[Path, npt.ArrayLike, str], list[Path]]) -> Callable[..., list[Path]]:
+    """`write_plots`, which remembers the files of each title and counts."""
+    known: dict[tuple[str, bytes], dict[str, bytes]] = {}
+
+    def write_plots(folder: Path, counts: npt.ArrayLike, title: str) -> list[Path]:
+        key = title, np.asarray(counts, np.int64).tobytes()
+        if key not in known:
+            written = write(folder, counts, title)
+            known[key] = {path.name: path.read_bytes() for path in written}
+            return written
+        for name, content in known[key].items():
+            write_atomic(folder / name, content)
+        return [folder / name for name in known[key]]
+
+    return write_plots
 
 
 @pytest.fixture

@@ -44,21 +44,20 @@ _PATIENCE = 90  # seconds; longer than that of a collective
 @contextlib.contextmanager
 def pool() -> Iterator[Pool]:
     """Start the processes; functions of this module run in them."""
-    # fork of a fresh server: the test process itself has threads, which do not survive a fork
-    method = multiprocessing.get_context("forkserver")
-    method.set_forkserver_preload(["tests.ranks"])
+    # forks of a fresh process: the test process itself has threads, which do not survive a fork
+    method = multiprocessing.get_context("spawn")
     ends = [method.Pipe() for _ in range(MOST)]
-    workers = [method.Process(target=_serve, args=(theirs,), daemon=True) for _, theirs in ends]
-    for worker in workers:
-        worker.start()
+    parent = method.Process(target=_fork, args=([theirs for _, theirs in ends],))
+    parent.start()
+    for _, theirs in ends:
+        theirs.close()
     try:
         yield Pool([ours for ours, _ in ends])
     finally:
         for ours, _ in ends:
             ours.close()
-        for worker in workers:
-            worker.join(5)
-            worker.kill()
+        parent.join(5)
+        parent.kill()
 
 
 class Pool:
@@ -87,6 +86,17 @@ class Pool:
         if problems:
             raise RuntimeError("\n".join(problems))
         return [result for result, _ in answers]
+
+
+def _fork(ends: Sequence[Connection]) -> None:
+    method = multiprocessing.get_context("fork")
+    workers = [method.Process(target=_serve, args=(end,), daemon=True) for end in ends]
+    for worker in workers:
+        worker.start()
+    for end in ends:
+        end.close()
+    for worker in workers:
+        worker.join()
 
 
 def _serve(end: Connection) -> None:

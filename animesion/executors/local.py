@@ -19,11 +19,11 @@ import time
 from collections.abc import Iterator, Sequence
 from multiprocessing.connection import Connection, wait
 from types import TracebackType
+from typing import Protocol
 
 from animesion.executors.base import ONE_THREAD, Answer, Executor, Job, WorkerDiedError, run_job
 
-_WORKER = "from animesion.executors.local import _serve; _serve({job}, {alive}, {beat})"
-
+_WORKER = "from animesion.executors.local import serve; serve({job}, {alive}, {beat})"
 
 _START = 60.0
 """Seconds in which a new worker has to report that it is ready."""
@@ -43,8 +43,8 @@ class LocalExecutor(Executor):
 
     def __init__(self, workers: int) -> None:
         super().__init__(workers)
-        self._pool: list[_Worker] = []
-        self._idle: list[_Worker] = []
+        self._pool: list[Worker] = []
+        self._idle: list[Worker] = []
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -57,17 +57,20 @@ class LocalExecutor(Executor):
         self._pool.clear()
         self._idle.clear()
 
-    def _submit(self, job: Job) -> _Worker:
+    def _start(self) -> Worker:
+        return Worker()
+
+    def _submit(self, job: Job) -> Worker:
         if not self._idle:
-            self._pool.append(_Worker())
+            self._pool.append(self._start())
             self._idle.append(self._pool[-1])
         worker = self._idle.pop()
         worker.send(job)
         return worker
 
-    def _ended(self, handles: Sequence[_Worker]) -> Iterator[tuple[_Worker, Answer]]:
+    def _ended(self, handles: Sequence[Worker]) -> Iterator[tuple[Worker, Answer]]:
         by_connection = {worker.connection: worker for worker in handles}
-        answers: list[tuple[_Worker, Answer]] = []
+        answers: list[tuple[Worker, Answer]] = []
         while not answers:
             asked = time.monotonic()
             for ready in wait(list(by_connection), timeout=_BEAT):
@@ -87,21 +90,28 @@ class LocalExecutor(Executor):
             yield worker, answer
 
 
-class _Worker:
+class Process(Protocol):
+    """What a worker needs of its process, as `subprocess.Popen` has it."""
+
+    @property
+    def returncode(self) -> int | None:
+        """Exit status; None while it runs."""
+
+    def kill(self) -> None:
+        """Send SIGKILL."""
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Exit status, once it ended; `subprocess.TimeoutExpired` after so many seconds."""
+
+
+class Worker:
     """One worker process and the socket to it."""
 
     def __init__(self) -> None:
         ours, theirs = socket.socketpair()
         alive_read, self._alive = os.pipe()
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
-        environment |= ONE_THREAD
         try:
-            self.process = subprocess.Popen(
-                [sys.executable, "-c", _WORKER.format(job=theirs.fileno(), alive=alive_read, beat=_BEAT)],
-                stdin=subprocess.DEVNULL,
-                pass_fds=(theirs.fileno(), alive_read),
-                env=environment,
-            )
+            self.process = self._run(theirs.fileno(), alive_read)
         finally:
             theirs.close()
             os.close(alive_read)
@@ -111,6 +121,16 @@ class _Worker:
         self._mute = 0.0  # seconds since the last message
         self._idle = 0.0  # seconds since it last worked
         self._worked = 0.0  # seconds of processor time, of all jobs
+
+    def _run(self, job: int, alive: int) -> Process:
+        """Start a process that calls `serve` with these descriptors."""
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+        return subprocess.Popen(
+            [sys.executable, "-c", _WORKER.format(job=job, alive=alive, beat=_BEAT)],
+            stdin=subprocess.DEVNULL,
+            pass_fds=(job, alive),
+            env=environment | ONE_THREAD,
+        )
 
     def send(self, job: Job) -> None:
         """Send a job, or keep it until the worker is ready: one that never reads would block this process too."""
@@ -132,7 +152,7 @@ class _Worker:
             kind, value = pickle.loads(self.connection.recv_bytes())
         except (EOFError, ConnectionResetError):
             self.stop()
-            cause = _exit_cause(self.process.returncode)
+            cause = _exit_cause(self.process.wait())
             return ("died", cause) if self._ready else ("error", _unstarted(f"ended with {cause}"))
         self._mute = 0.0
         if kind == "ready":
@@ -188,8 +208,14 @@ def _unstarted(what: str) -> WorkerDiedError:
     )
 
 
-def _serve(job_descriptor: int, alive_descriptor: int, beat_seconds: float) -> None:
-    """The worker's main loop."""
+def serve(job_descriptor: int, alive_descriptor: int, beat_seconds: float) -> None:
+    """The worker's main loop.
+
+    Args:
+        job_descriptor: of the socket over which jobs come and answers go.
+        alive_descriptor: of the pipe whose other end closes with the parent.
+        beat_seconds: time between two signs of life while it has a job.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole process group; only the parent handles it
 
     def end_with_parent() -> None:

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 import animesion
+from animesion.executors import local
+from animesion.executors.local import LocalExecutor
 
 from .test_bad_input import class_folders, put, recipe, rows, saved
 
@@ -62,6 +64,7 @@ def test_poison_images_are_found_and_dropped(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_an_image_that_kills_the_worker_in_pack_is_dropped_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # packing opens the encoder: a native crash there is planted through Pillow's own start-up hook
+    monkeypatch.setattr(local, "LocalExecutor", LocalExecutor)  # a fork has started already
     root = class_folders(tmp_path / "set", 10)
     site = tmp_path / "site"
     put(

@@ -117,7 +117,7 @@ def test_another_split_draws_no_plot_no_pair_and_no_dropped_image_again(
     drawn = [
         Calls(monkeypatch, pairs.Pairs, "_strip"),
         Calls(monkeypatch, thumbnails.Images, "_dropped"),
-        Calls(monkeypatch, plots, "long_tail_figure"),
+        Calls(monkeypatch, plots, "write_plots"),
     ]
     assert build(images, tmp_path / "out").dropped == {"near duplicate": 1}
     assert all(calls.count for calls in drawn)
