@@ -8,9 +8,11 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import timm
@@ -18,7 +20,7 @@ import torch
 from aiohttp import web
 
 import animesion
-from animesion import sources
+from animesion import publishing, sources
 from animesion.verification.checks import CHECKS
 from animesion_sample.faults import local_server
 from animesion_training.models import create_model
@@ -26,11 +28,9 @@ from animesion_training.weights import load_model, save_model
 from tests.conftest import draw_folders
 from tests.integration import hub_server, s3_server
 from tests.integration.hub_server import TOKEN, Hub, wait_for
-from tests.running import run_here
+from tests.running import in_environment, run_here
 
 CLI = "from animesion.cli import main; main()"
-#: The Hub's client would wait 23 seconds between its attempts to connect.
-IMPATIENT = "import time; time.sleep = lambda seconds: None; " + CLI
 
 
 @pytest.fixture
@@ -46,14 +46,8 @@ def environment(tmp_path: Path, hub: Hub | None = None, **more: str) -> dict[str
     return kept | own | ({"HF_ENDPOINT": hub.url, "HF_TOKEN": TOKEN} if hub else {}) | more
 
 
-def publish(
-    folder: Path, to: str, env: dict[str, str], *options: str, script: str = CLI
-) -> subprocess.CompletedProcess[str]:
-    arguments = ["publish", str(folder), "--to", to, "--workers", "1", *options]
-    if to.startswith("file://"):  # no account is looked at
-        return run_here(*arguments)
-    command = [sys.executable, "-c", script, *arguments]
-    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
+def publish(folder: Path, to: str, env: dict[str, str], *options: str) -> subprocess.CompletedProcess[str]:
+    return run_here("publish", str(folder), "--to", to, "--workers", "1", *options, env=env)
 
 
 def names(folder: Path) -> set[str]:
@@ -78,11 +72,10 @@ def leaking(small_dataset: Path, tmp_path: Path) -> Path:
 def test_a_network_is_pushed_once_and_timm_loads_it(hub: Hub, tmp_path: Path) -> None:
     torch.manual_seed(0)
     save_model(create_model("resnet18", 3, 32), tmp_path / "w.safetensors", ("red", "green", "blue"))
-    command = [sys.executable, "-c", CLI, "export", str(tmp_path / "w.safetensors"), "--to", "hf"]
 
     def run(*options: str, **more: str) -> subprocess.CompletedProcess[str]:
         env = environment(tmp_path, hub, **more)
-        return subprocess.run([*command, *options], env=env, capture_output=True, text=True, timeout=300)
+        return run_here("export", str(tmp_path / "w.safetensors"), "--to", "hf", *options, env=env)
 
     done = run("--push", "user/net", "--private")
     assert done.returncode == 0, done.stderr
@@ -296,15 +289,15 @@ def test_a_public_repository_is_not_private(small_dataset: Path, tmp_path: Path,
 
 def test_a_gate_is_closed_before_anything_is_sent(tmp_path: Path, hub: Hub) -> None:
     for gate in ("manual", "off"):  # the second leaves what the first has set
-        script = f"from animesion import publishing; publishing.destination('hf://user/small', gate='{gate}').prepare()"
-        env = environment(tmp_path, hub)
-        done = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True, timeout=120)
-        assert done.returncode == 0, done.stderr
+        with in_environment(environment(tmp_path, hub)):
+            publishing.destination("hf://user/small", gate=gate).prepare()
         assert hub.repos["user/small"].gated == "manual"
         assert len(hub.repos["user/small"].commits) == 1
 
 
-def test_a_wrong_token_is_not_repeated(small_dataset: Path, tmp_path: Path, hub: Hub) -> None:
+def test_a_wrong_token_is_not_repeated(
+    small_dataset: Path, tmp_path: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
     wrong = "hf_" + "wrongSecret987654321"
     for options in ((), ("--debug",)):
         refused = publish(small_dataset, "hf://user/small", environment(tmp_path, hub, HF_TOKEN=wrong), *options)
@@ -312,7 +305,9 @@ def test_a_wrong_token_is_not_repeated(small_dataset: Path, tmp_path: Path, hub:
         assert "hf auth login" in refused.stderr
         assert "Secret" not in refused.stdout + refused.stderr
     nowhere = environment(tmp_path, hub, HF_ENDPOINT="http://127.0.0.1:9")
-    gone = publish(small_dataset, "hf://user/small", nowhere, script=IMPATIENT)
+    # it would wait 23 seconds between its attempts to connect
+    monkeypatch.setattr("huggingface_hub.utils._http.time", mock.Mock(wraps=time, sleep=lambda seconds: None))
+    gone = publish(small_dataset, "hf://user/small", nowhere)
     assert gone.returncode == 1
     assert "Secret" not in gone.stderr
 
