@@ -62,7 +62,7 @@ def prepare(world: Path, sample: Path, other: Path) -> None:
 
 def _faces(world: Path) -> None:
     """Class folders and, beside them, the buckets of DAF:re's label files."""
-    write(SampleFilesOptions(layout="labels", classes=3), world)
+    write(SampleFilesOptions(layout="labels", classes=2), world)
     shutil.copytree(world / "faces", world / "fullMin256")
     draw_folders(world / "faces")
     listed = sorted(path.relative_to(world) for path in (world / "faces").rglob("*.jpg"))

@@ -103,7 +103,7 @@ TABLES = Tables(
         (r"animesion build cultivar .*(category|wikidata)=", ["--set", "source.requests_per_second=10"]),
         (r"animesion build cultivar .*wikidata=", ["--set", "source.wikidata_url=http://query.invalid"]),
         (r"animesion build .*source\.kind=inaturalist", ["--set", "source.url=http://inaturalist.invalid"]),
-        (r"animesion build soy-ageing --sample", ["--set", "source.classes=2"]),
+        (r"animesion build (soy-ageing|daf-re-full-published) --sample", ["--set", "source.classes=2"]),
         # parts of the published sets
         (r"animesion build (soy|moeimouto|cub|stanford).*source\.path", ["--set", "source.incomplete=accept"]),
         (r"animesion detectors install lbp", ["--sha256", hashlib.sha256(BRIGHT).hexdigest()]),

@@ -25,7 +25,7 @@ def command(out: Path) -> list[str]:
     return [sys.executable, "-c", script, "build", "daf-re", "--sample", *settings, "--workers", "2", "--out", str(out)]
 
 
-@pytest.mark.parametrize("workers", [1, 4])
+@pytest.mark.parametrize("workers", [1, pytest.param(4, marks=pytest.mark.slow)])
 def test_shards_do_not_depend_on_the_number_of_workers(small_build: Path, tmp_path: Path, workers: int) -> None:
     recipe = animesion.load_recipe("daf-re", list(SMALL), sample=True)
     animesion.build(recipe, tmp_path / "other", workers=workers)
@@ -34,24 +34,22 @@ def test_shards_do_not_depend_on_the_number_of_workers(small_build: Path, tmp_pa
 
 @pytest.mark.parametrize("most", [3, pytest.param(20, marks=pytest.mark.slow)])
 def test_killed_builds_resume_to_the_same_bytes(small_build: Path, tmp_path: Path, most: int) -> None:
-    out = tmp_path / "killed"
+    """Each build is killed a moment after it added a random number of files to those of the build before."""
+    out, files, kills = tmp_path / "killed", files_of(small_build), 0
     rng = random.Random(most)
-    start = time.monotonic()
-    subprocess.run(command(out), check=True, capture_output=True, timeout=120)
-    duration = time.monotonic() - start
-    kills = completed = 0
-    shutil.rmtree(out)
     while kills < most:
+        enough = files_of(out) + rng.uniform(0, files / most)
         process = subprocess.Popen(command(out), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        try:
-            process.wait(timeout=rng.uniform(0.3, duration))
-        except subprocess.TimeoutExpired:
+        while process.poll() is None and files_of(out) <= enough:
+            time.sleep(0.01)
+        time.sleep(rng.uniform(0, 0.1))
+        if process.poll() is None:
             process.send_signal(signal.SIGKILL)
             process.wait()
             kills += 1
-        if process.returncode == 0:  # so far resumed, now from nothing again
+        else:  # so far resumed, now from nothing again
+            assert process.returncode == 0
             assert shard_digests(out) == shard_digests(small_build)
-            completed += 1
             shutil.rmtree(out)
     final = subprocess.run(command(out), capture_output=True, text=True, timeout=120)
     assert final.returncode == 0, final.stderr
@@ -111,6 +109,10 @@ def test_deleted_files_are_rebuilt_with_the_same_bytes(small_build: Path, tmp_pa
     animesion.build(animesion.load_recipe("daf-re", list(SMALL), sample=True), out, workers=2)
     assert shard_digests(out) == shard_digests(small_build)
     assert not before or path.read_bytes() == before
+
+
+def files_of(out: Path) -> int:
+    return sum(len(names) for _, _, names in os.walk(out))
 
 
 def descendants(pid: int) -> list[int]:

@@ -52,7 +52,7 @@ def same(one: ranks.Trained, other: ranks.Trained, tolerance: float) -> None:
     assert one.numbers["train_loss"] == pytest.approx(other.numbers["train_loss"], rel=tolerance)
 
 
-@settings(deadline=None, max_examples=20, suppress_health_check=[HealthCheck.too_slow])
+@settings(deadline=None, max_examples=10, suppress_health_check=[HealthCheck.too_slow])
 @given(
     world_size=st.integers(2, ranks.MOST),
     batch_size=st.integers(1, 9),
@@ -120,7 +120,7 @@ def test_partners_are_mixed_by_any_number_of_processes(pool: ranks.Pool, accumul
         same(each, alone, 1e-4)
 
 
-@settings(deadline=None, max_examples=8, suppress_health_check=[HealthCheck.too_slow])
+@settings(deadline=None, max_examples=5, suppress_health_check=[HealthCheck.too_slow])
 @given(
     kills=st.lists(st.tuples(st.integers(1, ranks.MOST), st.integers(1, 10)), min_size=1, max_size=3),
     world_size=st.integers(1, ranks.MOST),

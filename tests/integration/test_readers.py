@@ -18,6 +18,7 @@ import pytest
 from PIL import Image
 
 import animesion
+from tests.sharing import made_once
 
 #: The libraries themselves leave files to the garbage collector.
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
@@ -64,17 +65,19 @@ def stored(folder: Path, split: str) -> dict[str, Stored]:
 
 @pytest.fixture(scope="session")
 def some_faces(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A dataset of some hundred real faces."""
+    """A dataset of sixty real faces."""
     if not FACES.is_file():
         pytest.skip("the shared faces are not here")
-    few = tmp_path_factory.mktemp("faces") / "few.tar"
-    with tarfile.open(FACES) as source, tarfile.open(few, "w") as target:
-        for member in [member for member in source if member.isreg()][::11]:
-            target.addfile(member, source.extractfile(member))
-    out = tmp_path_factory.mktemp("built") / "faces"
-    settings = [f'source.path="{few}"', "pack.shard_samples=300", "pack.size=96", "pack.format=jpg"]
-    animesion.build(animesion.load_recipe("folder", settings), out, workers=2)
-    return out
+
+    def make(folder: Path) -> None:
+        few = folder / "few.tar"
+        with tarfile.open(FACES) as source, tarfile.open(few, "w") as target:
+            for member in [member for member in source if member.isreg()][::150]:
+                target.addfile(member, source.extractfile(member))
+        settings = [f'source.path="{few}"', "pack.shard_samples=20", "pack.size=96", "pack.format=jpg"]
+        animesion.build(animesion.load_recipe("folder", settings), folder / "faces", workers=2)
+
+    return made_once(tmp_path_factory, "some-faces", make) / "faces"
 
 
 @pytest.fixture(params=["small_dataset", "some_faces"])
