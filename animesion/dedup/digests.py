@@ -13,6 +13,9 @@ import pyarrow.compute as pc
 
 _BYTES = 32
 
+#: Rows whose text is made at once.
+_CHUNK = 1 << 16
+
 #: Value of each byte as a digit in lower case, and the digit of each value.
 _DIGITS = np.frombuffer(b"0123456789abcdef", dtype=np.uint8)
 _VALUES = np.full(256, 255, dtype=np.uint8)
@@ -58,8 +61,11 @@ class Digests:
         places = np.asarray(rows, dtype=np.int64)
         known = self._is_digest[places]
         digits = np.empty((int(known.sum()), _BYTES, 2), dtype=np.uint8)
-        content = self._content[places[known]]
-        digits[..., 0], digits[..., 1] = _DIGITS[content >> 4], _DIGITS[content & 15]
+        chosen = places[known]
+        for start in range(0, len(chosen), _CHUNK):  # as each step makes arrays of its own
+            content = self._content[chosen[start : start + _CHUNK]]
+            part = digits[start : start + _CHUNK]
+            part[..., 0], part[..., 1] = _DIGITS[content >> 4], _DIGITS[content & 15]
         ends = np.concatenate([[0], np.cumsum(known, dtype=np.int64)]) * (2 * _BYTES)
         if ends[-1] >= 2**31:
             found = pa.Array.from_buffers(

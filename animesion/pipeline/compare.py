@@ -95,9 +95,7 @@ def run(
     local = settings.copies == "local"
     votes = verdicts.votes(before, digests) if local and before and before.params == digest else None
     if local and votes is None and workspace.receipt("compare"):
-        note(
-            "all images are searched for copies again: some of those before, settings or versions have changed"
-        )
+        note("all images are searched for copies again: some of those before, settings or versions have changed")
     pairs = _candidates(workspace, recipe, executor, rows, samples, vectors, votes)
     known, found = verdicts.reused(before, pairs, digests)
     new = pairs.among(~known)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -98,9 +98,15 @@ def run(
     )
     facts["notes"] = [*notes, *facts["notes"]]
     release()
-    groups = (curated.table(some) for some in curated.groups())
-    outputs = {"curated.parquet": parquet.write_groups(workspace.path("curated.parquet"), CURATED, groups)}
+    outputs = {"curated.parquet": parquet.write_groups(workspace.path("curated.parquet"), CURATED, _tables(curated))}
     return workspace.commit("curate", CODE, digest, inputs, outputs, facts)
+
+
+def _tables(curated: Decided) -> Iterator[pa.Table]:
+    """The row groups of the table; a million rows are half a gigabyte, and go before the next are made."""
+    for some in curated.groups():
+        yield curated.table(some)
+        release()
 
 
 def _more_columns(recipe: Recipe) -> list[str]:
