@@ -51,8 +51,14 @@ class Metered(Executor):
         if self.inner:
             self.inner.__exit__(*error)
 
-    def run(self, jobs: Iterable[Job], finished: Callable[[Any, Any], None] = lambda job, result: None) -> None:
-        """Run all jobs."""
+    def run(
+        self,
+        jobs: Iterable[Job],
+        finished: Callable[[Any, Any], None] = lambda job, result: None,
+        *,
+        light: bool = False,
+    ) -> None:
+        """Run all jobs, light ones too, where the inner executor runs them."""
 
         def counted(job: Any, measured: tuple[Any, str, float, int, int]) -> None:
             result, worker, spent, before, after = measured
@@ -61,7 +67,7 @@ class Metered(Executor):
 
         wrapped = [Measured(job) for job in jobs]
         if self.inner:
-            self.inner.run(wrapped, counted)
+            self.inner.run(wrapped, counted, light=light)
         else:
             for job in wrapped:
                 counted(job, job.run())
