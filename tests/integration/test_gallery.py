@@ -25,8 +25,11 @@ from animesion_training.cli.gallery import gallery
 from animesion_training.cli.identify import identify
 from animesion_training.cli.predict import predict
 from animesion_training.eval import gallery as galleries
+from animesion_training.eval import whitening
 from animesion_training.models import create_model
-from animesion_training.weights import save_model
+from animesion_training.models.embedding import Embedder, Whitening
+from animesion_training.models.pretrained import load_weights
+from animesion_training.weights import load_model, save_model, write_weights
 from tests.conftest import draw
 
 
@@ -354,3 +357,62 @@ def test_vectors_of_another_length_are_refused(tmp_path: Path) -> None:
         galleries.save(replace(small(), vectors=vectors.astype(np.float32)), tmp_path / "g")
         with pytest.raises(UsageError, match="do not all have length 1"):
             galleries.load(tmp_path / "g")
+
+
+def test_whitened_weights_name_images_and_keep_their_logits(world: Path, tmp_path: Path) -> None:
+    weights = tmp_path / "white.safetensors"
+    given = ["--data", world / "faces", "--device", "cpu", "--out", weights]
+    made = call(gallery, "whiten", "--checkpoint", world / "w.safetensors", *given)
+    assert made.exit_code == 0, (made.output, made.exception)
+    assert "whitened on 16 images of the split train" in made.output
+    model, card = load_model(weights)
+    before, _ = load_model(world / "w.safetensors")
+    images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    assert torch.equal(model(images), before(images))
+    assert card.facts["whitening"] == {
+        "data": "faces", "split": "train", "images": 16, "views": "flip", "power": 0.25, "shrinkage": 0.1
+    }  # fmt: skip
+    plain, white = Embedder(before)(images), Embedder(model)(images)
+    assert torch.allclose(model.whitening(plain), white, atol=1e-6)
+    assert not torch.allclose(plain, white, atol=0.1)
+    path = built(world, tmp_path / "g", "--checkpoint", weights)
+    found = call(identify, path, world / "faces" / "train" / "bea", "--json", "--device", "cpu")
+    assert names(found) == ["bea"] * 4
+    # embeddings of the two are not comparable
+    other = call(identify, path, world / "gil", "--checkpoint", world / "w.safetensors", "--device", "cpu")
+    assert "made with other weights" in str(other.exception)
+    again = call(gallery, "whiten", "--checkpoint", weights, *given[:-1], tmp_path / "twice")
+    assert isinstance(again.exception, UsageError)
+    assert "whitened embeddings already" in str(again.exception)
+    fresh = create_model("resnet18", 3, 64)
+    assert "the whitening of its embeddings was left out" in load_weights(fresh, weights)
+    assert torch.equal(fresh.eval()(images), before(images))
+
+
+def test_whitening_makes_classes_vary_alike_in_all_directions() -> None:
+    rng = np.random.default_rng(0)
+    labels = np.repeat(np.arange(6), 50)
+    spread = np.array([3.0, 1.0, 0.5, 0.2])
+    vectors = rng.normal(0, 1, (6, 4))[labels] + 0.05 * spread * rng.normal(0, 1, (300, 4))
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    found = whitening.fitted(vectors.astype(np.float32), labels, power=1.0, shrinkage=1e-9)
+    mapped = (torch.from_numpy(vectors) - found.mean.double()) @ found.matrix.double()
+    within = np.concatenate([np.cov(mapped[labels == c].numpy().T, bias=True)[None] for c in range(6)]).mean(0)
+    assert np.allclose(within / within[0, 0], np.eye(4), atol=1e-3)
+    # by hand: a power of a half of (0.36, -0.64) is (0.6, -0.8), and no map follows
+    one = Whitening(2)
+    one.power.fill_(0.5)
+    one.matrix.copy_(torch.eye(2))
+    values = torch.nn.functional.normalize(torch.tensor([[0.36, -0.64]]), dim=1)
+    assert torch.allclose(one(values), torch.tensor([[0.6, -0.8]]), atol=1e-6)
+    with pytest.raises(UsageError, match="no class has two that differ"):
+        whitening.fitted(np.eye(3, dtype=np.float32), np.arange(3))
+
+
+@pytest.mark.parametrize("shape", [(3, 3), (512, 511), (512,)])
+def test_a_whitening_that_does_not_fit_is_refused(world: Path, tmp_path: Path, shape: tuple[int, ...]) -> None:
+    model, card = load_model(world / "w.safetensors")
+    tensors = {**model.state_dict(), "whitening.power": torch.ones(()), "whitening.mean": torch.zeros(512)}
+    write_weights(tmp_path / "w", card, tensors | {"whitening.matrix": torch.zeros(shape)})
+    with pytest.raises(UsageError, match="no weights called whitening"):
+        load_model(tmp_path / "w")

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from animesion_training.eval.pieces import FaceOptions
     from animesion_training.eval.predict import Prediction
     from animesion_training.eval.tta import TTA
+    from animesion_training.weights import WeightsCard
 
 
 def train(
@@ -181,6 +182,46 @@ def build_gallery(
             Path(checkpoint), opened, Path(out), context, splits=splits, threshold=rule, views=tta, faces=crop,
             progress=progress,
         )  # fmt: skip
+
+
+def whiten(
+    checkpoint: Path | str,
+    data: Path | str,
+    out: Path | str,
+    *,
+    images: Path | str | None = None,
+    split: str = "train",
+    tta: TTA = "flip",
+    device: str = "auto",
+    progress: Progress | None = None,
+) -> WeightsCard:
+    """Write the weights of a network with embeddings that are whitened on known classes; its logits stay.
+
+    Args:
+        checkpoint: a run, or a weights file or checkpoint that describes its network.
+        data: a built dataset, class folders, or label CSVs; best those that the network was trained on.
+        out: weights file to write.
+        images: with label CSVs: root of their paths.
+        split: split to fit it on.
+        tta: views of an image whose embeddings are averaged.
+        device: `auto`, `cpu`, `cuda` or `cuda:N`.
+        progress: receives progress events.
+
+    Raises:
+        UsageError: unusable weights or data, or embeddings that are whitened already.
+        AnimesionError: an image cannot be read.
+    """
+    from animesion.progress import Progress
+    from animesion_training.data import open_data
+    from animesion_training.distributed import distributed_context
+    from animesion_training.eval import whitening
+
+    opened, shown = open_data(data, images=images), progress or Progress()
+    shown.started("whiten", len(opened.select(split)))
+    with distributed_context(device) as context:
+        card = whitening.whiten(Path(checkpoint), opened, split, Path(out), context, views=tta, advance=shown.advanced)
+    shown.finished("whiten")
+    return card
 
 
 def add_to_gallery(

@@ -352,7 +352,13 @@ def _no_larger_than(shapes: Mapping[str, tuple[int, ...]]) -> Iterator[None]:
 def _build(card: WeightsCard, path: Path, shapes: Mapping[str, tuple[int, ...]]) -> nn.Module:
     try:
         with _no_larger_than(shapes):
-            return card.spec.build()
+            model = card.spec.build()
+            mean = shapes.get("whitening.mean", ())
+            if len(mean) == 1 and shapes.get("whitening.matrix") == (mean[0], mean[0]):
+                from animesion_training.models.embedding import Whitening
+
+                model.add_module("whitening", Whitening(mean[0]))
+            return model
     except UsageError as error:
         raise UsageError(f"{path} describes a model that cannot be built: {error}") from error
     except Exception as error:  # timm can fail in any way on options from a file

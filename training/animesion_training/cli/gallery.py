@@ -145,6 +145,49 @@ def add(
         ctx.exit(1)
 
 
+@gallery.command(
+    epilog="Example: animesion gallery whiten --checkpoint runs/a --data faces/ --out whitened.safetensors"
+)
+@checkpoint_option
+@click.option("--data", required=True, help="A built dataset, class folders, or label CSVs.")
+@click.option("--images", type=click.Path(path_type=Path), help="With label CSVs: root of their paths.")
+@click.option("--split", default="train", show_default=True, help="Split to fit it on.")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Weights file to write.")
+@click.option(
+    "--tta",
+    "views",
+    type=click.Choice(["none", "flip", "crops"]),
+    default="flip",
+    show_default=True,
+    help="Views of an image whose embeddings are averaged.",
+)
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+def whiten(checkpoint: Path, data: str, images: Path | None, split: str, out: Path, views: TTA, device: str) -> None:
+    """Write weights whose embeddings are whitened on the classes in DATA, best those of the training.
+
+    Directions in which images of one class differ weigh less, so that new classes are told apart better. The logits
+    stay, and so does the network; build galleries with the new file.
+    """
+    from animesion.cli.progress import for_main_process
+    from animesion_training.cli.requirements import check_exists, torch_required
+
+    check_exists(checkpoint, data)
+    with torch_required():
+        import torch  # noqa: F401  # what is missing is said here
+
+        from animesion_training import api
+
+    with for_main_process() as progress:
+        card = api.whiten(
+            checkpoint, data, out, images=images, split=split, tta=views, device=device, progress=progress
+        )
+    facts = card.facts["whitening"]
+    click.echo(
+        f"whitened on {amount(facts['images'], 'image')} of the split {facts['split']}; written to {out}: animesion "
+        f"gallery build --checkpoint {out}"
+    )
+
+
 @gallery.command(epilog="Example: animesion gallery show holo.gallery")
 @click.argument("file", metavar="GALLERY", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="Print as JSON.")

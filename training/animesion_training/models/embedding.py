@@ -81,6 +81,40 @@ class FeatureTap:
         return features
 
 
+class Whitening(nn.Module):
+    """A linear map of embeddings, in which classes vary alike in all directions, after a power of each value.
+
+    A network has one as its child `whitening`, with its weights in the same file; `eval.whitening` fits it.
+
+    Args:
+        width: D, length of embeddings.
+
+    Attributes:
+        power: exponent of absolute values; 1 changes none. Less spreads the influence of few strong features over
+            more (Perronnin et al., ECCV 2010).
+        mean: subtracted, (D,).
+        matrix: (D, D).
+
+    Shape:
+        (B, D), rows of length 1, to the same.
+    """
+
+    power: Tensor
+    mean: Tensor
+    matrix: Tensor
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.register_buffer("power", torch.ones(()))
+        self.register_buffer("mean", torch.zeros(width))
+        self.register_buffer("matrix", torch.zeros(width, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """See the class."""
+        x = functional.normalize(x.sign() * x.abs() ** self.power, dim=1)
+        return functional.normalize((x - self.mean) @ self.matrix, dim=1)
+
+
 class Embedder(nn.Module):
     """A network whose output is embeddings in place of logits.
 
@@ -89,6 +123,8 @@ class Embedder(nn.Module):
 
     Raises:
         UsageError: see `last_layer`; in the first forward pass, see `FeatureTap.take`.
+
+    If the network has a `Whitening`, embeddings are whitened.
 
     Shape:
         (B, C, H, W) to (B, D), float32, rows of length 1.
@@ -108,5 +144,7 @@ class Embedder(nn.Module):
             with self._tap:
                 self.model(x)
             features = self._tap.take()
+        whitening = getattr(bare(self.model), "whitening", None)
         with torch.autocast(x.device.type, enabled=False):
-            return functional.normalize(features.float(), dim=1)
+            vectors = functional.normalize(features.float(), dim=1)
+            return whitening(vectors) if isinstance(whitening, Whitening) else vectors

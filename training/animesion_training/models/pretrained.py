@@ -65,6 +65,9 @@ def fit_weights(model: nn.Module, found: Checkpoint, *, new_head: bool = False) 
     own = model.state_dict()
     given, notes = cut_prefix(found.tensors, _known_names(own), found.path)
     notes = [*found.notes, *notes]
+    if whitened := [key for key in given if key.startswith("whitening.")]:
+        given = {key: value for key, value in given.items() if key not in whitened}
+        notes.append("the whitening of its embeddings was left out, as training changes them")
     given, note = match_positions(given, model, found.img_size, found.path)
     notes += [note] if note else []
     head, of_methods = head_names(model), _method_classifiers(model)
