@@ -28,6 +28,7 @@ from animesion_sample.collections import SampleFilesOptions, write
 from animesion_sample.faults import local_server
 from animesion_sample.server import serve
 from animesion_sample.source import HOST
+from animesion_sample.store import KeptFiles
 from animesion_sample.world import World
 from tests import booru_dialects as dialects
 from tests import flora
@@ -83,11 +84,11 @@ def _images(world: Path) -> None:
 
 def _dump(world: Path) -> None:
     """The drawn booru as Danbooru2018 was given out: numbers are texts, all tags are in one list."""
-    drawn = World(POSTS)
+    drawn, kept = World(POSTS), KeptFiles()
     categories = {"general": "0", "artist": "1", "copyright": "3", "character": "4"}
     records = []
     for post in drawn.posts:
-        content = drawn.file(post)
+        content = kept.read(post) or drawn.file(post)
         told = describe(post, drawn.claim(post, content))
         tags = [
             {"id": "1", "name": tag, "category": number}

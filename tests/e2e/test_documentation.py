@@ -44,6 +44,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pyte
 #: Pages with many builds or trainings; their tests are marked `slow`.
 LONG = (
     "CONTRIBUTING.md",
+    "docs/benchmarks.md",
     "docs/build.md",
     "docs/cultivars.md",
     "docs/daf-re.md",
@@ -53,6 +54,7 @@ LONG = (
     "docs/recipes.md",
     "docs/scaling.md",
     "docs/sources.md",
+    "docs/splits.md",
     "docs/study.md",
     "docs/tags.md",
     "docs/tgda.md",
