@@ -29,6 +29,7 @@ enum {
     SIZES = 1 << 16,  /* of points */
     LONGEST = 1 << 14, /* largest logarithm of a size */
     MOST_HITS = 1 << 30, /* of one image: beyond, it does not fit memory */
+    SLOTS = 1024,     /* by which the points of one image are found */
     PATIENCE = 1024,  /* images or pairs between two looks at the keyboard */
     MOST_BANDS = 64,
     MOST_AGREEING = 4, /* bands of a key */
@@ -57,6 +58,11 @@ typedef struct {
     uint32_t point, other;
 } Close;
 
+/* A point of one image: its key in a table, and the point before it in its slot, from 1 on; 0 for none. */
+typedef struct {
+    uint32_t key, next;
+} Link;
+
 /* Entries of a bucket that a point is compared with. */
 typedef struct {
     uint32_t from, until;
@@ -79,7 +85,8 @@ typedef struct {
     uint32_t (*keys)[8][256];
     uint32_t *starts[TABLES], *filled[TABLES], *folds[TABLES], *entries[TABLES];
     Span *spans;           /* of the points of one image */
-    uint32_t *near;        /* folds of the points of one image, and positions of some of them */
+    Link *links;           /* of the points of one image, per table */
+    uint32_t slots[TABLES][SLOTS]; /* the last point of that image whose key ends so, from 1 on; 0 for none */
     uint32_t *counts;      /* of hits, per image */
     uint32_t *likely;      /* images with enough of them, and where their hits start */
     Close *close;
@@ -174,13 +181,6 @@ static int agrees(const Hit *hits, size_t count, uint64_t *bins, uint32_t votes)
     return 0;
 }
 
-/* Whether a point of a full bucket is among those that a point of a later image is compared with. */
-static inline int is_followed(const Vote *vote, int table, uint32_t bucket, uint32_t at, uint32_t later) {
-    const uint32_t from = vote->starts[table][bucket], until = vote->starts[table][bucket + 1];
-    if (until - from <= CROWDED || until - at <= FOLLOWED) return 1;
-    return vote->all[vote->entries[table][at + FOLLOWED]].image >= later;
-}
-
 /* The first entry of a bucket that is not before a point. */
 static inline uint32_t entry_of(const Vote *vote, int table, uint32_t bucket, size_t point) {
     uint32_t from = vote->starts[table][bucket], until = vote->starts[table][bucket + 1];
@@ -192,6 +192,14 @@ static inline uint32_t entry_of(const Vote *vote, int table, uint32_t bucket, si
             until = middle;
     }
     return from;
+}
+
+/* Whether a point of a bucket is among those that a point of a later image is compared with. */
+static inline int is_followed(const Vote *vote, int table, uint32_t bucket, size_t point, uint32_t later) {
+    const uint32_t until = vote->starts[table][bucket + 1];
+    if (until - vote->starts[table][bucket] <= CROWDED) return 1;
+    const uint32_t at = entry_of(vote, table, bucket, point);
+    return until - at <= FOLLOWED || vote->all[vote->entries[table][at + FOLLOWED]].image >= later;
 }
 
 /* The entries of earlier images, which are those so far, that a point is compared with. */
@@ -272,33 +280,35 @@ static int collected(Vote *vote, uint32_t image, int mirrored, int later) {
     return hit(vote, mirrored, later);
 }
 
-/* Whether a point is looked up where another one is, in any of the tables. */
-static int meets(const Vote *vote, size_t p, size_t q, uint64_t mask) {
-    for (int t = 0; t < TABLES; t++) {
-        const uint32_t bucket = key_of(vote, t, vote->codes[p]);
-        if (bucket == key_of(vote, t, vote->codes[q] ^ mask)
-            && is_followed(vote, t, bucket, entry_of(vote, t, bucket, p), vote->image[q]))
-            return 1;
-    }
-    return 0;
+/* Finds the points of an image by their keys from now on. */
+static void slotted(Vote *vote, uint32_t image) {
+    memset(vote->slots, 0, sizeof vote->slots);
+    for (size_t p = vote->firsts[image]; p < vote->firsts[image + 1]; p++)
+        for (int t = 0; t < TABLES; t++) {
+            Link *link = vote->links + (p - vote->firsts[image]) * TABLES + t;
+            link->key = key_of(vote, t, vote->codes[p]);
+            uint32_t *slot = vote->slots[t] + link->key % SLOTS;
+            link->next = *slot, *slot = (uint32_t)(p - vote->firsts[image]) + 1;
+        }
 }
 
-/* Adds the points of two images, the second one later, that `collected` finds; 0 without memory. */
+/* Adds the points of the image in the slots and of a later one that `collected` finds; 0 without memory. */
 static int matched(Vote *vote, uint32_t image, uint32_t later, int mirrored) {
     const uint64_t mask = mirrored ? vote->mirror : 0;
-    const size_t first = vote->firsts[image], count = vote->firsts[image + 1] - first;
-    for (size_t p = 0; p < count; p++) vote->near[p] = fold(vote->codes[first + p]);
-    for (size_t q = vote->firsts[later]; q < vote->firsts[later + 1]; q++) {
-        const uint32_t one = fold(vote->codes[q] ^ mask);
-        const uint32_t found = near_folds(vote->near, (uint32_t)count, one, (int)vote->limit, vote->near + count);
-        for (uint32_t i = 0; i < found; i++) {
-            const size_t p = first + vote->near[count + i];
-            if ((uint32_t)__builtin_popcountll(vote->codes[p] ^ vote->codes[q] ^ mask) > vote->limit) continue;
-            if (!meets(vote, p, q, mask)) continue;
-            if (!has_room(vote)) return 0;
-            vote->close[vote->close_count++] = (Close){(uint32_t)p, (uint32_t)q};
+    for (size_t q = vote->firsts[later]; q < vote->firsts[later + 1]; q++)
+        for (int t = 0; t < TABLES; t++) {
+            const uint32_t key = key_of(vote, t, vote->codes[q] ^ mask);
+            const Link *link;
+            for (uint32_t at = vote->slots[t][key % SLOTS]; at; at = link->next) {
+                const size_t p = vote->firsts[image] + at - 1;
+                link = vote->links + (size_t)(at - 1) * TABLES + t;
+                if (link->key != key) continue;
+                if ((uint32_t)__builtin_popcountll(vote->codes[p] ^ vote->codes[q] ^ mask) > vote->limit) continue;
+                if (!is_followed(vote, t, key, p, later)) continue;
+                if (!has_room(vote)) return 0;
+                vote->close[vote->close_count++] = (Close){(uint32_t)p, (uint32_t)q};
+            }
         }
-    }
     return 1;
 }
 
@@ -369,6 +379,7 @@ static int returned(Vote *vote, size_t from, size_t until) {
 /* Adds known pairs again, if they are still found: new points may have crowded others out; 0 without memory. */
 static int confirmed(Vote *vote, size_t from, size_t until) {
     for (const uint32_t *pair = vote->known + 3 * from; pair < vote->known + 3 * until; pair += 3) {
+        if (pair == vote->known || pair[0] != pair[-3]) slotted(vote, pair[0]);
         vote->close_count = 0;
         if (!matched(vote, pair[0], pair[1], (int)pair[2]) || !hit(vote, (int)pair[2], 0)) return 0;
         if (!counted(vote, pair[1], (int)pair[2], 0)) return 0;
@@ -385,13 +396,13 @@ static int laid_out(Vote *vote, const uint8_t *bits) {
     }
     const size_t points = vote->points + 1;
     vote->firsts = malloc((vote->images + 1) * sizeof *vote->firsts);
-    vote->near = malloc(2 * (longest + 1) * sizeof *vote->near);
+    vote->links = calloc(longest + 1, TABLES * sizeof *vote->links);
     vote->keys = calloc(TABLES, sizeof *vote->keys);
     vote->spans = calloc(longest + 1, TABLES * sizeof *vote->spans);
     vote->counts = calloc(vote->images + 1, sizeof *vote->counts);
     vote->likely = calloc(vote->images + 1, sizeof *vote->likely);
     vote->all = malloc(points * sizeof *vote->all);
-    if (!vote->firsts || !vote->near || !vote->all || !vote->keys || !vote->spans || !vote->counts || !vote->likely)
+    if (!vote->firsts || !vote->links || !vote->all || !vote->keys || !vote->spans || !vote->counts || !vote->likely)
         return 0;
     for (size_t p = vote->points; p-- > 0;) vote->firsts[vote->image[p]] = (uint32_t)p;
     vote->firsts[vote->images] = (uint32_t)vote->points;
@@ -418,7 +429,7 @@ static int laid_out(Vote *vote, const uint8_t *bits) {
 static void released(Vote *vote) {
     for (int t = 0; t < TABLES; t++)
         free(vote->starts[t]), free(vote->filled[t]), free(vote->folds[t]), free(vote->entries[t]);
-    free(vote->firsts), free(vote->near), free(vote->all), free(vote->keys), free(vote->spans), free(vote->counts), free(vote->likely);
+    free(vote->firsts), free(vote->links), free(vote->all), free(vote->keys), free(vote->spans), free(vote->counts), free(vote->likely);
     free(vote->close), free(vote->hits), free(vote->grouped), free(vote->bins), free(vote->found);
 }
 

@@ -356,7 +356,8 @@ def _without_gaps(earlier: EarlierVotes, images: npt.NDArray[np.int64]) -> _Earl
     is_new = np.isin(images, earlier.new)
     proper = np.isin(earlier.pairs, images[~is_new]).all(axis=1) & (earlier.pairs[:, 0] < earlier.pairs[:, 1])
     places = np.searchsorted(images, earlier.pairs[proper])
-    return _Earlier(is_new, np.column_stack([places, earlier.mirrored[proper]]).astype(np.uint32))
+    rows = np.column_stack([places, earlier.mirrored[proper]]).astype(np.uint32)
+    return _Earlier(is_new, rows[np.lexsort(rows.T[::-1])])
 
 
 def _votes(
