@@ -2,8 +2,8 @@
 
 The public functions are `load_recipe`, `build`, `open_dataset`, `verify` and `publish`; the command line is built on
 them. Each imports what it needs when it is called, so that importing this package is fast. `train`, `evaluate`,
-`predict`, `identify`, `build_gallery` and `add_to_gallery` are those of `animesion_training`, found through the entry
-points `animesion.functions`.
+`predict`, `identify`, `build_gallery`, `add_to_gallery` and `whiten` are those of `animesion_training`, found through
+the entry points `animesion.functions`.
 """
 
 from __future__ import annotations

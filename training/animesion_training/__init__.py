@@ -10,7 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from animesion_training.api import add_to_gallery, build_gallery, identify, predict, train
+    from animesion_training.api import add_to_gallery, build_gallery, identify, predict, train, whiten
     from animesion_training.evaluation import evaluate
     from animesion_training.models import create_model
     from animesion_training.originals.base import from_reference
@@ -27,6 +27,7 @@ __all__ = [
     "predict",
     "save_model",
     "train",
+    "whiten",
 ]
 
 _MODULES = {
@@ -40,6 +41,7 @@ _MODULES = {
     "predict": "api",
     "save_model": "weights",
     "train": "api",
+    "whiten": "api",
 }
 
 
