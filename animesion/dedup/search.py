@@ -231,7 +231,7 @@ def equal_pairs(values: pa.Array | pa.ChunkedArray | Digests, chosen: Pairs | No
     """Pairs of rows that link equal non-empty texts in a chain.
 
     A chain of n - 1 pairs connects n equal texts, where all pairs would be quadratic. Exact; memory is 40 bytes per
-    row, and that of the texts that occur several times.
+    row.
 
     Args:
         values: texts, such as digests; empty ones and nulls form no pairs.
@@ -249,11 +249,28 @@ def equal_pairs(values: pa.Array | pa.ChunkedArray | Digests, chosen: Pairs | No
     rows = np.flatnonzero(filled)
     if chosen is not None:
         rows = np.intersect1d(rows, chosen, assume_unique=True)
-    # texts with unlike sums are unlike; the others are compared
-    by_sum = np.argsort(sums[rows], kind="stable")
-    ordered = sums[rows[by_sum]]
-    same = np.flatnonzero(ordered[1:] == ordered[:-1])
-    rows = rows[np.unique(by_sum[np.concatenate([same, same + 1])])]
+    # texts with unlike sums are unlike; neighbours by sum are compared
+    sums = sums[rows]
+    by_sum = np.argsort(sums, kind="stable")
+    sums = sums[by_sum]
+    same = np.flatnonzero(sums[1:] == sums[:-1])
+    del sums
+    first, second = rows[by_sum[same]], rows[by_sum[same + 1]]
+    del rows, by_sum, same
+    for start in range(0, len(first), _SUMMED):
+        pair = (values.take(pa.array(side[start : start + _SUMMED])) for side in (first, second))
+        if not pc.all(pc.equal(*pair)).as_py():
+            return _linked(values, np.unique(np.concatenate([first, second])))
+    # chains in the order of their first rows
+    begins = np.flatnonzero(np.concatenate([[True], first[1:] != second[:-1]])) if len(first) else first
+    chain = np.repeat(first[begins], np.diff(begins, append=len(first)))
+    order = np.argsort(chain, kind="stable")
+    pairs: Pairs = np.stack([first[order], second[order]], axis=1).astype(np.int64)
+    return pairs
+
+
+def _linked(values: pa.Array | pa.ChunkedArray | Digests, rows: npt.NDArray[np.int64]) -> Pairs:
+    """What `equal_pairs` returns, if unlike texts have equal sums; `rows` are those with the sum of another."""
     taken = values.take(pa.array(rows))
     taken = taken.combine_chunks() if isinstance(taken, pa.ChunkedArray) else taken
     codes = taken.dictionary_encode().indices.to_numpy()

@@ -463,7 +463,7 @@ class _Blocks:
         pieces = self._pieces
         order: IntArray | None = None
         if rename is not None and self._rows:
-            keys = _concatenated(pieces.pop("key"))
+            keys = concatenated(pieces.pop("key"))
             keys = rename(keys, np.concatenate(pieces["face"]))
             if len(keys) > 1 and not pc.all(pc.less(keys[:-1], keys[1:])).as_py():
                 order = pc.sort_indices(keys).to_numpy().astype(np.int64)
@@ -486,7 +486,7 @@ class _Blocks:
             elif isinstance(blocks[0], np.ndarray):
                 columns[name] = _ordered(np.concatenate(blocks), order)
             else:
-                columns[name] = _ordered(_concatenated(blocks), order)
+                columns[name] = _ordered(concatenated(blocks), order)
             del blocks
             release()
         self._passed.order = np.arange(self._rows) if order is None else order
@@ -509,7 +509,7 @@ def _ordered(values: Any, order: IntArray | None) -> Any:
     return values[order] if isinstance(values, np.ndarray) else values.take(pa.array(order))
 
 
-def _concatenated(blocks: list[pa.Array]) -> pa.Array:
+def concatenated(blocks: list[pa.Array]) -> pa.Array:
     """Arrow arrays as one; texts of more than 2 GiB together get offsets of 64 bits."""
     if pa.types.is_string(blocks[0].type) and sum(block.nbytes for block in blocks) >= 2**31:
         blocks = [block.cast(pa.large_string()) for block in blocks]

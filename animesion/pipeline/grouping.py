@@ -14,7 +14,7 @@ from animesion.config.recipe import Recipe
 from animesion.dedup import search
 from animesion.dedup.clusters import Rows
 from animesion.pipeline import published, variants
-from animesion.pipeline.columns import Coded, batches
+from animesion.pipeline.columns import Coded, batches, concatenated
 from animesion.schemas import DropReason
 from animesion.sources import families
 
@@ -80,7 +80,9 @@ def family_pairs(rows: Rows, tokens: Sequence[Tokens], reason: Coded) -> search.
         shared = ~reason.has(DropReason.REMOVED)[owner]
         texts.append(values.filter(pa.array(shared)))
         owners.append(owner[shared])
-    pairs = search.equal_pairs(pa.chunked_array(texts, kind))
+    whole = concatenated(texts)
+    del texts, sources, ids
+    pairs = search.equal_pairs(whole)
     found: search.Pairs = np.concatenate(owners)[pairs]
     return found
 
