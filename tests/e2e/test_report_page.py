@@ -459,7 +459,8 @@ def test_a_run_is_drawn(chromium: Any, tmp_path: Path) -> None:
             looked_at(view, 390)
         view.click(".tabs >> text=Overview")
         assert "50.0%" in view.inner_text(".figures")
-        assert view.locator(".plot canvas").count() == 4  # losses, rate, accuracy; accuracy by class size
+        # losses, rate, accuracy; accuracy by class size
+        playwright.expect(view.locator(".plot canvas")).to_have_count(4)
         view.click(".tabs >> text=Classes")
         playwright.expect(view.locator(".list .row").first).to_contain_text("<b>one</b>")
         view.click(".tabs >> text=Confusions")

@@ -259,7 +259,7 @@ def test_a_wrong_row_is_named_by_file_and_line(tmp_path: Path) -> None:
     (tmp_path / "train.csv").write_text("class_id,dir\n0,0007/1007.jpg\nmiku,0008/1008.jpg\n")
     with pytest.raises(UsageError, match=r"train\.csv, line 3: .*miku"):
         listing("daf-re-published", f"source.labels={tmp_path}", f"source.images={tmp_path}")
-    with pytest.raises(UsageError, match=r"source\.images: folder .* not found"):
+    with pytest.raises(UsageError, match=r"source\.images: .*absent not found"):
         listing("daf-re-published", f"source.labels={tmp_path}", f"source.images={tmp_path / 'absent'}")
     with pytest.raises(UsageError, match=r"source\.labels: .* not found"):
         listing("daf-re-published", f"source.labels={tmp_path / 'absent'}", f"source.images={tmp_path}")
