@@ -38,7 +38,7 @@ def test_every_post_of_the_small_world_ends_as_planned(small_build: Path) -> Non
 
 @pytest.mark.slow
 def test_every_post_of_the_full_world_ends_as_planned(tmp_path: Path) -> None:
-    result = animesion.build(animesion.load_recipe("daf-re", sample=True), tmp_path / "full")
+    result = animesion.build(animesion.load_recipe("daf-re", ["source.posts=1000"], sample=True), tmp_path / "full")
     check(tmp_path / "full", 1000, 20)
     assert result.seen == result.kept + sum(result.dropped.values())
 
