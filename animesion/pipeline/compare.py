@@ -246,7 +246,7 @@ def _candidates(
         more = search.cosine_pairs(vectors[chosen], recipe.duplicates.embedding.threshold)
     shared = Shared(executor, workspace.root)
     found = candidates.find(signatures, recipe.duplicates, more, votes=votes, shared=shared)
-    # what was done to the second image is told of pairs in the order of keys
+    # `how` says what was done to the second image, in the order of keys
     return found.turned(np.concatenate([chosen, len(rows["key"]) + np.arange(len(samples.side) - len(chosen))]))
 
 

@@ -24,6 +24,8 @@ from animesion_training.cli.eval import eval_
 from animesion_training.cli.gallery import gallery
 from animesion_training.cli.identify import identify
 from animesion_training.cli.predict import predict
+from animesion_training.data import open_data
+from animesion_training.distributed import DistributedContext
 from animesion_training.eval import gallery as galleries
 from animesion_training.eval import whitening
 from animesion_training.models import create_model
@@ -416,3 +418,12 @@ def test_a_whitening_that_does_not_fit_is_refused(world: Path, tmp_path: Path, s
     write_weights(tmp_path / "w", card, tensors | {"whitening.matrix": torch.zeros(shape)})
     with pytest.raises(UsageError, match="no weights called whitening"):
         load_model(tmp_path / "w")
+
+
+def test_several_processes_whiten_nothing(world: Path, tmp_path: Path) -> None:
+    context = DistributedContext(0, 2, torch.device("cpu"))
+    with pytest.raises(UsageError, match="by one process"):
+        whitening.whiten(
+            world / "w.safetensors", open_data(world / "faces"), "train", tmp_path / "w.safetensors", context
+        )
+    assert not (tmp_path / "w.safetensors").exists()

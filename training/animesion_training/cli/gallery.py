@@ -165,7 +165,7 @@ def add(
 def whiten(checkpoint: Path, data: str, images: Path | None, split: str, out: Path, views: TTA, device: str) -> None:
     """Write weights whose embeddings are whitened on the classes in DATA, best those of the training.
 
-    Directions in which images of one class differ weigh less, so that new classes are told apart better. The logits
+    Directions in which images of one class differ weigh less, so that new classes differ more clearly. The logits
     stay, and so does the network; build galleries with the new file.
     """
     from animesion.cli.progress import for_main_process

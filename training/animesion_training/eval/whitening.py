@@ -85,9 +85,11 @@ def whiten(
         advance: called with the number of images that were embedded.
 
     Raises:
-        UsageError: unusable weights or data, or a network whose embeddings are whitened already.
+        UsageError: unusable weights or data, several processes, or embeddings that are whitened already.
         AnimesionError: an image cannot be read.
     """
+    if context.world_size > 1:
+        raise UsageError("embeddings are whitened by one process: start it without torchrun")
     embedder = ImageEmbedder(checkpoint, context, views, advance)
     network = bare(embedder.network)
     if hasattr(network, "whitening"):
