@@ -11,8 +11,11 @@ from click.testing import CliRunner
 
 pytest.importorskip("torch", reason="needs the extra train")
 
+from animesion.errors import BusyError, UsageError
 from animesion_training.analysis import study as studies
 from animesion_training.cli.study import study
+from animesion_training.engine import loop
+from animesion_training.recipe import TrainRecipe
 
 
 def row(runs: int, cost: float, deviation: float = 0.0) -> dict[str, Any]:
@@ -67,3 +70,94 @@ def test_the_table_of_one_seed_has_no_deviation(tmp_path: Path) -> None:
     assert "±" not in done.output
     assert "M multiply-adds" in done.output
     assert done.output.count(" 25.00 ") == 2 * 3
+
+
+def test_a_value_is_chosen_by_validation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seed 0 runs with every value, seed 1 with the best one of its row."""
+    file = tmp_path / "rates.toml"
+    file.write_text(
+        '[grid]\n"model.img_size" = [32, 48]\n"run.seed" = [0, 1]\n[choose]\n"optimizer.lr" = [0.1, 0.2, 0.3]\n'
+    )
+    best = {32: 0.2, 48: 0.1}
+    done: list[tuple[int, int, float]] = []
+
+    def train(recipe: TrainRecipe, data: str, out: Path, **options: Any) -> None:
+        size, seed, rate = recipe.model.img_size, recipe.run.seed, recipe.optimizer.lr
+        done.append((size, seed, rate))
+        (out / "report").mkdir(parents=True)
+        # the test accuracy would choose another one
+        metrics = dict.fromkeys(studies.METRICS, rate)
+        (out / "report" / "evaluation.json").write_text(json.dumps({**metrics, "classes": 10}))
+        values = [0.1, 0.5 if rate == best[size] else 0.3, 0.2]
+        lines = [
+            {"kind": "epoch", "step": i, "epoch": i, "val_top_1": value, "images_per_second": 50.0}
+            for i, value in enumerate(values)
+        ]
+        (out / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+    monkeypatch.setattr(loop, "train", train)
+    order = [str(file), "--data", str(tmp_path), "--out", str(tmp_path / "out")]
+    shown = CliRunner().invoke(study, order, catch_exceptions=False)
+    assert sorted(done[:6]) == [(size, 0, rate) for size in (32, 48) for rate in (0.1, 0.2, 0.3)]
+    assert sorted(done[6:]) == [(32, 1, 0.2), (48, 1, 0.1)]
+    assert "optimizer.lr = 0.2 is best on validation" in shown.output
+    rows = json.loads((tmp_path / "out" / "table.json").read_text())
+    assert [(row["model.img_size"], row["optimizer.lr"], row["runs"]) for row in rows] == [(32, 0.2, 2), (48, 0.1, 2)]
+    assert [row["top_1"] for row in rows] == [0.2, 0.1]
+    assert [(row["validation"], row["milliseconds"]) for row in rows] == [(0.5, 20.0)] * 2
+    done.clear()
+    CliRunner().invoke(study, order, catch_exceptions=False)
+    assert not done
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ('[choose]\n"optimizer.lr" = [0.1]', "at least one key"),
+        ('[grid]\n"optimizer.lr" = [0.1]\n[choose]\n"optimizer.lr" = [0.1]', "give it once"),
+        ('[grid]\n"model.img_size" = [32]\n[choose]\n"run.seed" = [0, 1]', "no setting to choose"),
+        ('[grid]\n"model.img_size" = [32]\n[choose]\n"optimizer.lr" = []', "is empty"),
+    ],
+)
+def test_what_cannot_be_chosen(tmp_path: Path, text: str, sentence: str) -> None:
+    file = tmp_path / "wrong.toml"
+    file.write_text(text)
+    with pytest.raises(UsageError, match=sentence):
+        studies.load(file)
+
+
+def test_nothing_is_chosen_without_validation(tmp_path: Path) -> None:
+    file = tmp_path / "rates.toml"
+    file.write_text('[grid]\n"model.img_size" = [32]\n[choose]\n"optimizer.lr" = [0.1, 0.2]\n')
+    with pytest.raises(UsageError, match=r"no validation to choose by: name a split in data\.val"):
+        studies.choose(studies.cells(studies.load(file)), tmp_path)
+
+
+def test_processes_share_the_runs_of_a_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another process holds the first run and finishes it after a while; this one does the second meanwhile."""
+    file = tmp_path / "sizes.toml"
+    file.write_text('[grid]\n"model.img_size" = [32, 48]\n')
+    tried: list[int] = []
+
+    def finish(out: Path) -> None:
+        (out / "report").mkdir(parents=True)
+        metrics = dict.fromkeys(studies.METRICS, 0.25)
+        (out / "report" / "evaluation.json").write_text(json.dumps({**metrics, "classes": 10}))
+
+    def train(recipe: TrainRecipe, data: str, out: Path, **options: Any) -> None:
+        size = recipe.model.img_size
+        tried.append(size)
+        if size == 48:
+            return finish(out)
+        if tried.count(32) == 3:
+            finish(out)
+        raise BusyError(f"another process is training in {out}")
+
+    monkeypatch.setattr(loop, "train", train)
+    monkeypatch.setattr(studies, "_PAUSE", 0.0)
+    told: list[str] = []
+    rows = studies.run(studies.load(file), str(tmp_path), tmp_path / "out", notify=told.append)
+    assert [row["runs"] for row in rows] == [1, 1]
+    assert tried == [32, 48, 32, 32]
+    assert told[1] == "1/2 img-size-32: another process is at it"
+    assert told[-1] == "1/2 img-size-32: already done"

@@ -50,6 +50,12 @@ class DataSection(Section):
         description="read another image of its class beside each image, as CALMix needs: an epoch has twice as many "
         "images, and run.batch_size is even",
     )
+    versions: int = Field(
+        0,
+        ge=0,
+        description="number of augmented versions of each image, which epochs use in turn; 0 for new ones in each "
+        "epoch. A teacher is asked about each version once",
+    )
     cache: Literal["none", "ram", "device"] = Field(
         "none", description="decode once, into RAM or the memory of the device"
     )
@@ -250,6 +256,18 @@ class TeacherSection(Section):
     auxiliary_weight: float = Field(1.0, ge=0, strict=False, description="weight of the further loss")
 
 
+class PretrainSection(Section):
+    """Self-supervised training, which starts a network without labels."""
+
+    method: Literal["", "mae"] = Field(
+        "", description="mae: restore masked patches (masked autoencoding), for vision transformers; empty for none"
+    )
+    mask: float = Field(0.75, gt=0, lt=1, strict=False, description="share of the patches that are masked")
+    decoder_width: int = Field(512, ge=1, description="width of the decoder, which is not kept after the run")
+    decoder_depth: int = Field(4, ge=1, description="number of its blocks")
+    decoder_heads: int = Field(8, ge=1, description="number of heads of its attention")
+
+
 class OptimizerSection(Section):
     """The optimizer, any of timm by name."""
 
@@ -410,6 +428,7 @@ class TrainRecipe(Section):
     views: ViewsSection = ViewsSection()
     text: TextSection = TextSection()
     teacher: TeacherSection = TeacherSection()
+    pretrain: PretrainSection = PretrainSection()
     optimizer: OptimizerSection = OptimizerSection()
     schedule: ScheduleSection = ScheduleSection()
     run: RunSection = RunSection()

@@ -2,8 +2,10 @@
 
 A study is a TOML file: `[set]` has the values that all runs share, `[grid]` the keys that differ (keys of the training
 recipe in quotes, with lists of values), and `[variants.NAME]` values that change together, such as the methods to
-compare. Runs that differ in `run.seed` alone are averaged into one row of the table. Finished runs are not repeated,
-stopped runs are resumed.
+compare. Runs that differ in `run.seed` alone are averaged into one row of the table. `[choose]` has keys, such as
+`optimizer.lr`, whose value is chosen for each row by the best validation accuracy of the first seed; the other seeds
+run with that value alone. Finished runs are not repeated, stopped runs are resumed. Several processes with the same
+study and folder share its runs.
 """
 
 from __future__ import annotations
@@ -13,6 +15,8 @@ import io
 import itertools
 import json
 import statistics
+import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,10 +26,10 @@ from pydantic import Field, field_validator, model_validator
 
 from animesion.config import settings
 from animesion.config.settings import Section
-from animesion.errors import UsageError
+from animesion.errors import BusyError, UsageError
 from animesion.storage.workspace import sweep, write_atomic
 from animesion_training import recipe as recipes
-from animesion_training.engine import loop
+from animesion_training.engine import loop, runs
 from animesion_training.engine.watcher import Watcher
 from animesion_training.recipe import Name, TrainRecipe
 
@@ -34,8 +38,12 @@ if TYPE_CHECKING:
 
 _SEED, _VARIANT = "run.seed", "variant"
 _MOST_RUNS = 10_000
+#: Seconds before a process looks again whether another one has finished its run.
+_PAUSE = 5.0
 #: Largest cost over smallest one from which costs have a logarithmic axis.
 _WIDE = 5
+#: What `choose` compares: values of an epoch, of which a run has those that fit its data.
+_VALIDATIONS = ("val_top_1", "val_map_at_r", "val_map")
 #: Metrics of the table, by their names in `report/evaluation.json`.
 METRICS = ("top_1", "top_5", "macro_accuracy", "macro_f1")
 
@@ -48,9 +56,10 @@ class Study(Section):
     recipe: str = Field("scratch", description="training recipe that all runs start from")
     set: dict[str, Any] = Field({}, description="values of the recipe that all runs share")
     grid: dict[str, list[Any]] = Field({}, description="values of the recipe that runs differ in")
+    choose: dict[str, list[Any]] = Field({}, description="values of which each row keeps the best on validation")
     variants: dict[str, dict[str, Any]] = Field({}, description="values that go together, by the variant's name")
 
-    @field_validator("grid")
+    @field_validator("grid", "choose")
     @classmethod
     def _not_empty(cls, value: dict[str, list[Any]]) -> dict[str, list[Any]]:
         for key, values in value.items():
@@ -62,6 +71,10 @@ class Study(Section):
     def _differs(self) -> Self:
         if not self.grid and not self.variants:
             raise ValueError("give at least one key with its values under [grid], or [variants]")
+        if _SEED in self.choose:
+            raise ValueError(f"'{_SEED}' is no setting to choose: list seeds under [grid]")
+        if both := sorted(self.choose.keys() & self.grid.keys()):
+            raise ValueError(f"'{both[0]}' is under [choose] and under [grid]: give it once")
         return self
 
 
@@ -71,13 +84,21 @@ class Cell:
 
     Attributes:
         folder: name of its folder.
-        values: its values of the grid, by key.
+        values: its values of the grid, by key, without those of `chosen`.
+        chosen: its values of the keys to choose.
         recipe: the resolved recipe.
     """
 
     folder: str
     values: dict[str, Any]
+    chosen: dict[str, Any]
     recipe: TrainRecipe
+
+    @property
+    def row(self) -> str:
+        """What its row in the table has in common: all values but the seed, and those to choose."""
+        # values can be lists, which are not hashable
+        return json.dumps({name: value for name, value in self.values.items() if name != _SEED}, sort_keys=True)
 
 
 def load(path: Path) -> Study:
@@ -98,12 +119,12 @@ def load(path: Path) -> Study:
 
 
 def cells(study: Study) -> list[Cell]:
-    """List every run of a study, in the order of the grid.
+    """List every run of a study, in the order of the grid; with `choose`, more than will be run.
 
     Raises:
         UsageError: an invalid key or value, too many runs, or two runs with the same values.
     """
-    axes = ({_VARIANT: list(study.variants)} if study.variants else {}) | study.grid
+    axes = ({_VARIANT: list(study.variants)} if study.variants else {}) | study.grid | study.choose
     result: list[Cell] = []
     for chosen in itertools.islice(itertools.product(*axes.values()), _MOST_RUNS + 1):
         values = dict(zip(axes, chosen, strict=True))
@@ -112,7 +133,9 @@ def cells(study: Study) -> list[Cell]:
         changed = {**study.set, **of_variant, **{key: value for key, value in values.items() if key != _VARIANT}}
         overrides = [f"{key}={json.dumps(value)}" for key, value in _leaves(changed)]
         resolved = recipes.load(study.recipe, overrides)
-        result.append(Cell(_slug(values), values, resolved))
+        to_choose = {key: values[key] for key in study.choose}
+        fixed = {key: value for key, value in values.items() if key not in study.choose}
+        result.append(Cell(_slug(values), fixed, to_choose, resolved))
     if len(result) > _MOST_RUNS:
         raise UsageError(f"the study {study.name} has more than {_MOST_RUNS:,} runs: make its grid smaller")
     if len({cell.folder for cell in result}) < len(result):
@@ -145,19 +168,17 @@ def run(
     seeds = study.grid.get(_SEED, [None])
     # seed by seed, so that a study that is stopped half way has compared every setting once
     todo = sorted(cells(study), key=lambda cell: seeds.index(cell.values.get(_SEED)))
-    for number, cell in enumerate(todo, 1):
-        folder = out / cell.folder
-        if _result(folder) is not None:
-            notify(f"{number}/{len(todo)} {cell.folder}: already done")
-            continue
-        notify(f"{number}/{len(todo)} {cell.folder}")
-        loop.train(cell.recipe, data, folder, resume=True, device=device, watcher=watcher)
-        if _result(folder) is None:
-            raise UsageError(
-                f"the data {data} has no split '{cell.recipe.data.test}' of classes in training to evaluate runs on: "
-                "change data.test"
-            )
-    rows = table(todo, out)
+    first = [cell for cell in todo if cell.values.get(_SEED) == seeds[0]]
+    _run_all(first, data, out, device=device, notify=notify, watcher=watcher)
+    best = choose(first, out)
+    for cell in best if study.choose else []:
+        values = ", ".join(f"{key} = {value}" for key, value in cell.chosen.items())
+        notify(f"{cell.folder}: {values} is best on validation")
+    chosen = {cell.row: cell.chosen for cell in best}
+    rest = [cell for cell in todo if cell.values.get(_SEED) != seeds[0] and cell.chosen == chosen[cell.row]]
+    _run_all(rest, data, out, device=device, notify=notify, watcher=watcher)
+    done = [*best, *rest]
+    rows = table(done, out)
     sweep(out, deep=False)  # a killed study leaves its temporary file
     write_atomic(out / "table.json", (json.dumps(rows, indent=1, ensure_ascii=False) + "\n").encode())
     write_atomic(out / "table.csv", _csv(rows).encode())
@@ -167,29 +188,94 @@ def run(
     return rows
 
 
+def _run_all(
+    todo: Sequence[Cell],
+    data: str,
+    out: Path,
+    *,
+    device: str,
+    notify: Callable[[str], None],
+    watcher: Watcher | None,
+) -> None:
+    """Train and evaluate the runs that are not done; those of another process are waited for."""
+    waiting = deque(enumerate(todo, 1))
+    busy = 0  # runs in a row that another process holds
+    while waiting:
+        number, cell = waiting.popleft()
+        folder, place = out / cell.folder, f"{number}/{len(todo)} {cell.folder}"
+        if _result(folder) is not None:
+            notify(f"{place}: already done")
+            busy = 0
+            continue
+        try:
+            if not busy:
+                notify(place)
+            loop.train(cell.recipe, data, folder, resume=True, device=device, watcher=watcher)
+        except BusyError:
+            if not busy:
+                notify(f"{place}: another process is at it")
+            waiting.append((number, cell))
+            busy += 1
+            if busy >= len(waiting):
+                time.sleep(_PAUSE)
+            continue
+        busy = 0
+        if _result(folder) is None:
+            raise UsageError(
+                f"the data {data} has no split '{cell.recipe.data.test}' of classes in training to evaluate runs on: "
+                "change data.test"
+            )
+
+
+def choose(done: Sequence[Cell], out: Path) -> list[Cell]:
+    """Keep the cell of each row whose run has the best validation accuracy; of equal ones the first.
+
+    Args:
+        done: runs of one seed.
+        out: folder of the study.
+
+    Raises:
+        UsageError: a row has several runs, and they have no validation.
+    """
+    best: dict[str, tuple[float, Cell]] = {}
+    several = len({cell.row for cell in done}) < len(done)
+    for cell in done:
+        value = _validation(out / cell.folder)
+        if value is None and several:
+            raise UsageError(f"{out / cell.folder} has no validation to choose by: name a split in data.val")
+        if cell.row not in best or (value or 0.0) > best[cell.row][0]:
+            best[cell.row] = (value or 0.0, cell)
+    return [cell for _, cell in best.values()]
+
+
 def table(done: Sequence[Cell], out: Path) -> list[dict[str, Any]]:
     """Compute one row per setting, over its seeds.
 
-    A row has the values, the number of runs, mean and sample deviation of each metric (shares, 0 to 1; deviation 0 for
-    one run), parameters, and multiply-adds per image.
+    A row has the values, those that were chosen, the number of runs, mean and sample deviation of each metric (shares,
+    0 to 1; deviation 0 for one run), the mean of the best validation accuracies, the milliseconds that training takes
+    per image (median of the epochs), parameters, and multiply-adds per image.
     """
     from animesion_training.analysis.profile import count
     from animesion_training.models import create_model
 
     groups: dict[str, list[Cell]] = {}
     for cell in done:
-        # values can be lists, which are not hashable
-        key = json.dumps({name: value for name, value in cell.values.items() if name != _SEED}, sort_keys=True)
-        groups.setdefault(key, []).append(cell)
+        groups.setdefault(cell.row, []).append(cell)
     rows = []
     for group in groups.values():
         results = [_result(out / cell.folder) for cell in group]
         row: dict[str, Any] = {name: value for name, value in group[0].values.items() if name != _SEED}
+        row |= group[0].chosen
         row["runs"] = len(group)
         for metric in METRICS:
             numbers = [float(result[metric]) for result in results if result is not None]
             row[metric] = statistics.fmean(numbers)
             row[f"{metric}_deviation"] = statistics.stdev(numbers) if len(numbers) > 1 else 0.0
+        folders = [out / cell.folder for cell in group]
+        if validations := [value for value in map(_validation, folders) if value is not None]:
+            row["validation"] = statistics.fmean(validations)
+        if speeds := [line["images_per_second"] for folder in folders for line in _epochs(folder)]:
+            row["milliseconds"] = 1000 / statistics.median(speeds)
         model = group[0].recipe.model
         options: dict[str, Any] = dict(model.options)
         built = create_model(
@@ -268,6 +354,17 @@ def _result(folder: Path) -> Mapping[str, Any] | None:
     return result if isinstance(result, dict) and all(metric in result for metric in METRICS) else None
 
 
+def _epochs(folder: Path) -> list[Mapping[str, Any]]:
+    """Numbers of each epoch of a run."""
+    return [line for line in runs.read_log(folder) if line["kind"] == "epoch"]
+
+
+def _validation(folder: Path) -> float | None:
+    """Best validation accuracy of a run; None without validation."""
+    found = [float(line[name]) for line in _epochs(folder) for name in _VALIDATIONS if name in line]
+    return max(found, default=None)
+
+
 def _slug(values: Mapping[str, Any]) -> str:
     parts = [f"{key.rpartition('.')[2]}-{value}" for key, value in values.items()]
     text = "_".join("".join(c if c.isalnum() or c in "-." else "-" for c in part) for part in parts)
@@ -276,7 +373,7 @@ def _slug(values: Mapping[str, Any]) -> str:
 
 def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
     out = io.StringIO()
-    writer = csv.DictWriter(out, list(rows[0]), lineterminator="\n")
+    writer = csv.DictWriter(out, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     return out.getvalue()

@@ -39,7 +39,7 @@ def study(file: Path, data: str, out: Path, device: str, as_json: bool) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    keys = [key for key in ("variant", *chosen.grid) if key != "run.seed" and key in rows[0]]
+    keys = [key for key in ("variant", *chosen.grid, *chosen.choose) if key != "run.seed" and key in rows[0]]
     display = Table(title=f"{chosen.name}: test split", title_justify="left", box=None, pad_edge=False)
     unit, scale = study.unit_of_cost(rows)
     for name in [*keys, "runs", "top-1 %", "top-5 %", "macro %", "M parameters", f"{unit} multiply-adds"]:

@@ -197,6 +197,7 @@ class CachedStream(Scheduled):
         pairs: as for `Stream`.
         together: as for `Stream`.
         partners: as for `Stream`.
+        versions: as for `Stream`.
 
     Raises:
         UsageError: an argument is out of range, or an unknown sampling.
@@ -221,6 +222,7 @@ class CachedStream(Scheduled):
         pairs: bool = False,
         together: int = 1,
         partners: bool = False,
+        versions: int = 0,
     ) -> None:
         super().__init__(
             resident.samples,
@@ -237,6 +239,7 @@ class CachedStream(Scheduled):
             pairs=pairs,
             together=together,
             partners=partners,
+            versions=versions,
         )
         self.resident = resident
         self.device = torch.device(device)

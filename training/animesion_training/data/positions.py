@@ -100,6 +100,8 @@ class Scheduled(IterableDataset[Batch], ABC):
         partners: in training, whether each sample is followed by another one of its class, see
             `schedule.with_partners`: an epoch has twice the samples, and the batch size is even. A sample and its
             partner are in the same batch on the same rank, and the window is 0.
+        versions: in training, number of seeds that a sample has, which epochs use in turn: its augmentation repeats
+            after that many epochs; 0 for other seeds in each epoch.
 
     Attributes:
         draws: samples of an epoch.
@@ -127,6 +129,7 @@ class Scheduled(IterableDataset[Batch], ABC):
         pairs: bool = False,
         together: int = 1,
         partners: bool = False,
+        versions: int = 0,
     ) -> None:
         if batch_size < 1 or not 0 <= rank < world_size or (window or 0) < 0:
             raise UsageError(
@@ -170,6 +173,7 @@ class Scheduled(IterableDataset[Batch], ABC):
         self.world_size = world_size
         self.together = together if train else 1
         self.partners = partners and train
+        self.versions = versions if train else 0
         anywhere = together > 1 or partners  # members of a class are in any block
         self.window = (int(samples.remote) if window is None and not anywhere else window or 0) if train else 0
         self.last = last if train else "keep"
@@ -239,6 +243,8 @@ class Scheduled(IterableDataset[Batch], ABC):
             identity["images per class"] = self.together
         if self.partners:
             identity["partners"] = True
+        if self.versions:
+            identity["versions"] = self.versions
         if self.sampling == "progressive":
             identity["epochs"] = self.epochs
         return identity
@@ -317,6 +323,7 @@ class Scheduled(IterableDataset[Batch], ABC):
                 continue
             positions = schedule.share(start, end, self.rank, self.world_size, pairs=self.pairs, partners=self.partners)
             if len(positions) or self.train:
-                hashes = seeds.hashes(self.seed, seeds.AUGMENT, epoch, positions)
+                version = (epoch % self.versions, order[positions]) if self.versions else (epoch, positions)
+                hashes = seeds.hashes(self.seed, seeds.AUGMENT, *version)
                 yield Share(order[positions], hashes, positions - start, end - start, end)
             start = end

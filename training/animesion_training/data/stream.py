@@ -77,6 +77,7 @@ class Stream(Scheduled):
             on the same rank.
         together: in training, samples of a class that are together in a batch, see `schedule.class_runs`.
         partners: in training, whether each sample is followed by another one of its class, see `Scheduled`.
+        versions: in training, number of augmentations of a sample that epochs use in turn, see `Scheduled`.
 
     Raises:
         UsageError: an unknown split or sampling, a missing or truncated shard, or an argument out of range; while
@@ -106,6 +107,7 @@ class Stream(Scheduled):
         pairs: bool = False,
         together: int = 1,
         partners: bool = False,
+        versions: int = 0,
         decoder: torch.device | None = None,
     ) -> None:
         samples = data.select(split)
@@ -124,6 +126,7 @@ class Stream(Scheduled):
             pairs=pairs,
             together=together,
             partners=partners,
+            versions=versions,
         )
         self.transform = transform or (RandomResizedCrop(size) if train else Resize(size))
         if self.transform.size != size or size < 1:

@@ -71,6 +71,26 @@ def compose(material: Material, side: int, rng: Random) -> Scene:
     return scene
 
 
+def single(face: Pixels, side: int, share: float, rng: Random) -> Scene:
+    """One face crop anywhere on a drawn ground, among drawn things that are none.
+
+    Args:
+        face: the crop, square.
+        side: of the scene, in pixels.
+        share: side of the crop as a share of the scene's, above 0 to 1.
+        rng: source of all that is random.
+    """
+    scene = Scene(_ground(Material(), side, side, rng))
+    for _ in range(rng.randint(3, 8)):
+        _distract(scene.pixels, rng)
+    extent = side * share
+    x, y = (rng.uniform(extent / 2, side - extent / 2) for _ in range(2))
+    if rng.random() < 0.5:
+        _body(scene.pixels, face, x, y, extent, rng)
+    _paste(scene, face, x, y, extent, rng.choice(("square", "soft")), rng)
+    return scene
+
+
 def _one(material: Material, width: int, height: int, rng: Random) -> Scene:
     """A scene of one kind."""
     if (material.illustrations and rng.random() < material.share) or not material.faces:

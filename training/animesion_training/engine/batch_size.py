@@ -135,12 +135,13 @@ class _Trial:
         self.inputs = setup.build_inputs(recipe, data, augment, mixing, device)
         counts = setup.output_counts(data, recipe.data.train)
         objective = setup.build_objective(recipe, counts, mixing, device)
+        step = setup.build_step(recipe, model, objective, mixing, teacher, device, precision, 1)
         self.update = Update(
             recipe,
             alone,
             model,
-            setup.build_step(recipe, model, objective, mixing, teacher, device, precision, 1),
-            optim.make_optimizer(model, recipe.optimizer, device),
+            step,
+            optim.make_optimizer(model, recipe.optimizer, device, step.extra),
             precision=precision,
             ema=optim.make_average(model, recipe.run) if recipe.run.ema else None,
             smallest=2 if self.pairs else 1,

@@ -20,6 +20,7 @@ from animesion_training.engine.watcher import Watcher
 from animesion_training.eval.metrics import Evaluation
 from animesion_training.eval.similarity_report import Similarity
 from animesion_training.eval.tag_metrics import TagEvaluation
+from animesion_training.memory import kept_heap
 from animesion_training.precision import numerics
 from animesion_training.recipe import TrainRecipe
 
@@ -83,6 +84,8 @@ def train(
     with contextlib.ExitStack() as stack:
         context = stack.enter_context(distributed_context(device))
         settings = recipe.run
+        if context.device.type == "cpu":
+            stack.enter_context(kept_heap())
         stack.enter_context(numerics(context.device, deterministic=settings.deterministic, tf32=settings.tf32))
         watcher = (watcher or Watcher()) if context.is_main else Watcher()
         for note in notes:

@@ -98,7 +98,7 @@ def find_lr(
         counts = setup.output_counts(data, recipe.data.train)
         objective = setup.build_objective(recipe, counts, mixing, context.device)
         step = setup.build_step(recipe, model, objective, mixing, teacher, context.device, precision, count)
-        optimizer = optim.make_optimizer(model, recipe.optimizer, context.device)
+        optimizer = optim.make_optimizer(model, recipe.optimizer, context.device, step.extra)
         scaler = torch.amp.GradScaler(context.device.type, enabled=precision == "fp16")
         norms.train_mode(step)
         rates: list[float] = []

@@ -67,7 +67,9 @@ def freeze(model: nn.Module, patterns: Sequence[str]) -> list[str]:
     return [name for name in names if name in frozen]
 
 
-def make_optimizer(model: nn.Module, settings: OptimizerSection, device: torch.device) -> torch.optim.Optimizer:
+def make_optimizer(
+    model: nn.Module, settings: OptimizerSection, device: torch.device, extra: nn.Module | None = None
+) -> torch.optim.Optimizer:
     """Create the optimizer over all trainable parameters, with layer decay if it is below 1.
 
     Optimizers of torch with a fused kernel for the device use it, unless an option says otherwise.
@@ -76,6 +78,7 @@ def make_optimizer(model: nn.Module, settings: OptimizerSection, device: torch.d
         model: on the device.
         settings: of the recipe.
         device: that computes.
+        extra: what is trained beside the model, see `Step.extra`; without layer decay.
 
     Raises:
         UsageError: timm has no optimizer of this name, or it rejects an option.
@@ -104,7 +107,7 @@ def make_optimizer(model: nn.Module, settings: OptimizerSection, device: torch.d
     if settings.layer_decay < 1:
         options["layer_decay"] = settings.layer_decay
     try:
-        return create_optimizer_v2(
+        optimizer = create_optimizer_v2(
             model,
             opt=settings.name,
             lr=settings.lr,
@@ -114,6 +117,12 @@ def make_optimizer(model: nn.Module, settings: OptimizerSection, device: torch.d
         )
     except (ValueError, AssertionError, TypeError, RuntimeError) as error:
         raise UsageError(f"optimizer.name '{settings.name}' cannot be created: {error}") from None
+    if extra is not None:
+        # biases, norms and single vectors are not decayed, as in timm's groups
+        for flat, decay in ((False, settings.weight_decay), (True, 0.0)):
+            parameters = [each for each in extra.parameters() if (each.squeeze().ndim <= 1) == flat]
+            optimizer.add_param_group({"params": parameters, "weight_decay": decay})
+    return optimizer
 
 
 def make_average(model: nn.Module, settings: RunSection) -> ModelEmaV3:

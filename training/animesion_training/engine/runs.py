@@ -120,7 +120,7 @@ class Log:
             UsageError: the package of a requested tracker is not installed.
         """
         self._out = out
-        self._lines = [line for line in _read(out / _METRICS) if line["step"] <= from_step]
+        self._lines = [line for line in read_log(out) if line["step"] <= from_step]
         write_atomic(out / _METRICS, "".join(json.dumps(line) + "\n" for line in self._lines).encode())
         self._file = (out / _METRICS).open("a", encoding="utf-8")
         self._board = _tensorboard(out) if recipe.run.tensorboard else None
@@ -166,11 +166,11 @@ class Log:
         write_atomic(self._out / _EPOCHS, out.getvalue().encode())
 
 
-def _read(path: Path) -> list[dict[str, Any]]:
-    """Read the lines of the metrics file, without one that a killed process left incomplete."""
+def read_log(out: Path) -> list[dict[str, Any]]:
+    """Read the metrics of the run in a folder as `Log.write` wrote them, without a line that a kill cut off."""
     lines = []
     with contextlib.suppress(FileNotFoundError):
-        for text in path.read_text(encoding="utf-8").splitlines():
+        for text in (out / _METRICS).read_text(encoding="utf-8").splitlines():
             with contextlib.suppress(ValueError, KeyError):
                 line = json.loads(text)
                 if isinstance(line["step"], int):

@@ -37,6 +37,8 @@ from animesion_training.data.tags import TagTargets
 from animesion_training.distributed import DistributedContext
 from animesion_training.engine import norms, optim, steps
 from animesion_training.engine.inputs import Inputs
+from animesion_training.engine.masked import MaskedStep
+from animesion_training.engine.teaching import Teaching
 from animesion_training.eval import evaluate
 from animesion_training.eval.reading import as_rgb
 from animesion_training.losses.metric import ComparingObjective
@@ -202,7 +204,8 @@ def load_teacher(recipe: TrainRecipe, data: DataSplits, device: torch.device) ->
     resize: Any = getattr(network, "set_input_size", None)
     if size != card.img_size and resize:
         resize(img_size=(size, size))
-    return Teacher(network.to(device), size)
+    network = network.to(device)
+    return Teacher(network.to(memory_format=torch.channels_last) if recipe.run.channels_last else network, size)
 
 
 def open_stream(
@@ -242,6 +245,7 @@ def open_stream(
         "sampling": settings.sampling,
         "together": settings.images_per_class,
         "partners": settings.partners,
+        "versions": settings.versions,
         "epochs": recipe.schedule.epochs,
         "seed": recipe.run.seed,
         "rank": context.rank,
@@ -377,7 +381,10 @@ def build_step(
         return autocast(precision, device)
 
     step: steps.Step
-    if teacher is not None:
+    if recipe.pretrain.method:
+        _check_pretraining(recipe, teacher, mixing, objective)
+        step = MaskedStep(model, objective, model_autocast, recipe.pretrain)
+    elif teacher is not None:
         step = _distillation_step(recipe, model, network, objective, model_autocast, teacher, device)
     elif isinstance(model, CALClassifier):
         if mixing.active:
@@ -397,6 +404,20 @@ def build_step(
         raise UsageError("views.mix trains a CAL network on labels: set model.selector = 'cal', or views.mix = false")
     step.records_graphs = recipe.run.compile and mode != "default"
     return step.to(device)
+
+
+def _check_pretraining(recipe: TrainRecipe, teacher: Teacher | None, mixing: Mixing, objective: nn.Module) -> None:
+    """Raise `UsageError` for settings that self-supervised training has no use for."""
+    unfit = {
+        "a teacher": teacher is not None,
+        "augment.mixup and augment.cutmix": mixing.active,
+        f"objective.name = '{recipe.objective.name}'": isinstance(objective, ComparingObjective)
+        or is_on_tags(recipe.objective.name),
+        "run.compile": recipe.run.compile,
+    }
+    for name, given in unfit.items():
+        if given:
+            raise UsageError(f"pretrain.method = '{recipe.pretrain.method}' does not go with {name}: leave it out")
 
 
 def _check_objective(recipe: TrainRecipe, model: nn.Module, objective: nn.Module, teacher: Teacher | None) -> None:
@@ -462,15 +483,24 @@ def _distillation_step(
     def teacher_autocast() -> contextlib.AbstractContextManager[None]:
         return autocast(precision, device)
 
+    if recipe.data.versions and (build_mixing(recipe).active or settings.train_mode):
+        raise UsageError(
+            "data.versions asks a teacher about each version of an image once, so its answer must not depend on other "
+            "images: switch augment.mixup, augment.cutmix and teacher.train_mode off"
+        )
+    teaching = Teaching(
+        teacher_network.train(settings.train_mode),
+        teacher_autocast,
+        recipe.views if settings.views else None,
+        keeps=recipe.data.versions > 0,
+    )
     return steps.DistilStep(
         network,
         objective,
         model_autocast,
         model,
-        teacher_network,
-        teacher_autocast,
+        teaching,
         settings,
-        recipe.views,
         steps.NetworkInput(recipe.model.img_size, input_config(model)),
         teacher_input,
     )

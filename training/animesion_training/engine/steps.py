@@ -19,6 +19,7 @@ from torch.nn import functional
 from animesion.errors import UsageError
 from animesion_training.data import views
 from animesion_training.distributed import DistributedContext
+from animesion_training.engine.teaching import Teaching
 from animesion_training.losses.cal import FeatureCenters, cal_loss
 from animesion_training.losses.distillation import auxiliary_loss, distillation_term
 from animesion_training.losses.metric import ComparingObjective
@@ -56,6 +57,11 @@ class Step(nn.Module):
         #: Images that stay together when a share is cut into pieces.
         self.unit = 1
         self._batch: tuple[DistributedContext | None, Tensor, int] = (None, torch.zeros(0, dtype=torch.int64), 0)
+
+    @property
+    def extra(self) -> nn.Module | None:
+        """What is trained beside the network and belongs to the run; None for nothing."""
+        return None
 
     def forward(self, images: Tensor, targets: Tensor, seeds: Tensor, text: Tensor | None = None) -> dict[str, Tensor]:
         """Compute the terms of the loss.
@@ -353,18 +359,15 @@ class DistilStep(Step):
     """Knowledge distillation on the images alone, or also on crops and drops from the teacher's attention.
 
     With `teacher.views` this is TGDA (arXiv 2507.12157): labels supervise the images only, the teacher supervises
-    images and views. The teacher runs without gradients and is not a submodule, so optimizer, checkpoint and
-    DistributedDataParallel ignore it.
+    images and views. The teacher is not a submodule, so optimizer, checkpoint and DistributedDataParallel ignore it.
 
     Args:
         model: the student, compiled or not.
         objective: of the student's logits and the labels.
         autocast: context of the student's forward passes.
         bare: the student without the wrapper of `torch.compile`.
-        teacher: returns logits of images; with views it is a `CALClassifier`.
-        teacher_autocast: context of the teacher's forward passes.
+        teaching: the teacher.
         settings: of the distillation.
-        view_settings: how views are drawn.
         student_input: input of the student.
         teacher_input: input of the teacher.
     """
@@ -378,15 +381,13 @@ class DistilStep(Step):
         objective: nn.Module,
         autocast: Autocast,
         bare: nn.Module,
-        teacher: nn.Module,
-        teacher_autocast: Autocast,
+        teaching: Teaching,
         settings: TeacherSection,
-        view_settings: ViewsSection,
         student_input: NetworkInput,
         teacher_input: NetworkInput,
     ) -> None:
         super().__init__(model, objective, autocast, bare)
-        self.settings, self.view_settings = settings, view_settings
+        self.teaching, self.settings = teaching, settings
         self.student_input, self.teacher_input = student_input, teacher_input
         student, other = student_input.config, teacher_input.config
         for name, (old, new) in {"to_teacher": (student, other), "to_student": (other, student)}.items():
@@ -396,39 +397,23 @@ class DistilStep(Step):
             same = (old.mean, old.std) == (new.mean, new.std)
             change = None if same else torch.stack((factor, shift))[..., None, None]  # (2, 3, 1, 1)
             self.register_buffer(name, change, persistent=False)
-        # in a tuple, so that nn.Module does not register the teacher
-        self._teacher = (teacher.train(settings.train_mode).requires_grad_(False), teacher_autocast)
         # batch norm must see images and views as two batches; without it, one pass over both is equal and faster
         self._one_pass = not any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in bare.modules())
 
     def terms(self, images: Tensor, targets: Tensor, seeds: Tensor) -> dict[str, Tensor]:
         """See `Step.terms`; images are normalised for the student, at the larger of the two sizes."""
-        teacher, teacher_autocast = self._teacher
         settings = self.settings
-        view_images = None
         # the batch has the larger of the two sizes, and the normalisation of the student
-        with torch.no_grad():
-            teacher_images = self._for_teacher(images)
-            with teacher_autocast():
-                if settings.views:
-                    output: CALOutput = teacher(teacher_images, parts=True)
-                    teacher_logits = output.logits
-                else:
-                    teacher_logits = teacher(teacher_images)
-            if settings.views:
-                view_images = _views(teacher_images, output.attention.float(), seeds, self.view_settings)
-                # views are made in float32: autocast is left in between
-                with teacher_autocast():
-                    teacher_view_logits = teacher(view_images)
-        logits, view_logits, method_losses = self._student_logits(images, view_images, targets)
+        taught = self.teaching(self._for_teacher(images), seeds)
+        logits, view_logits, method_losses = self._student_logits(images, taught.view_images, targets)
         terms = {"label": settings.label_weight * self.objective(logits, targets), **method_losses}
-        on_views = () if view_images is None else (view_logits, teacher_view_logits)
+        on_views = () if taught.view_logits is None else (view_logits, taught.view_logits)
         terms["distillation"] = settings.weight * distillation_term(
-            logits, teacher_logits, *on_views, temperature=settings.temperature, view_weights=settings.view_weights
+            logits, taught.logits, *on_views, temperature=settings.temperature, view_weights=settings.view_weights
         )
         if settings.auxiliary:
             given: dict[str, Any] = dict(settings.auxiliary_options)
-            auxiliary = auxiliary_loss(settings.auxiliary, logits, teacher_logits, targets, *on_views, **given)
+            auxiliary = auxiliary_loss(settings.auxiliary, logits, taught.logits, targets, *on_views, **given)
             terms[settings.auxiliary] = settings.auxiliary_weight * auxiliary
         return terms
 

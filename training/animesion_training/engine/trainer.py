@@ -100,11 +100,11 @@ class Trainer:
         )
         self.inputs = setup.build_inputs(recipe, data, augment, mixing, device)
         self.objective = setup.build_objective(recipe, self.train_counts, mixing, device)
-        optimizer = optim.make_optimizer(self.model, recipe.optimizer, device)
-        self.schedule = optim.make_schedule(optimizer, recipe.schedule, len(self.stream))
-        self.ema = optim.make_average(self.model, settings) if settings.ema else None
         steps = len(self.stream) * recipe.schedule.epochs
         step = setup.build_step(recipe, self.model, self.objective, mixing, teacher, device, self.precision, steps)
+        optimizer = optim.make_optimizer(self.model, recipe.optimizer, device, step.extra)
+        self.schedule = optim.make_schedule(optimizer, recipe.schedule, len(self.stream))
+        self.ema = optim.make_average(self.model, settings) if settings.ema else None
         self.update = Update(
             recipe,
             context,

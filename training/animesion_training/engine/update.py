@@ -48,7 +48,7 @@ class Update:
         context: of this process.
         model: the network, bare.
         step: the module that computes the loss.
-        optimizer: over the parameters of the network.
+        optimizer: over the parameters of the step: the network's, and others that it trains.
         precision: of the forward pass; with `fp16`, gradients are scaled.
         ema: average of the weights, if there is one.
         smallest: images that a piece needs; the share of a process has none or at least as many.
@@ -130,11 +130,11 @@ class Update:
                 self.optimizer.zero_grad(set_to_none=True)
                 return report
             if found < total:  # the gradients are those of a mean over `total` images
-                gradients = [each.grad for each in self.model.parameters() if each.grad is not None]
+                gradients = [each.grad for each in self.step.parameters() if each.grad is not None]
                 torch._foreach_mul_(gradients, total / found)
         self.scaler.unscale_(self.optimizer)
         if self.clip:
-            nn.utils.clip_grad_norm_(self.model.parameters(), self.clip)
+            nn.utils.clip_grad_norm_(self.step.parameters(), self.clip)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
