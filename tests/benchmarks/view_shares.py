@@ -1,22 +1,25 @@
 """Share of an image in the crops and drops of a CAL teacher, and the teacher's accuracy on them.
 
-    python tests/benchmarks/view_shares.py --data DIR --teacher runs/teacher-cal/best.safetensors [--split test]
+    python tests/benchmarks/view_shares.py --data DIR --teacher runs/teacher-cal [--split test] [--boxes DIR/boxes.csv]
 
 A crop that is nearly the whole image, or a drop that removes little, adds little to the image for a student. Thresholds
-and maps are sampled as in training, from the number of the image as its seed.
+and maps are sampled as in training, from the number of the image as its seed. DIR is anything that `animesion train`
+reads; `--boxes` has the box of the subject of each image (file, left, top, right, bottom, in pixels of the image), as
+`studies/pasted_scenes.py` writes it, and adds how much of the subject the views contain.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
+import io
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
 
-import animesion
-from animesion_training.data import Augment, views
+from animesion_training.data import Augment, open_data, views
 from animesion_training.eval.reading import as_rgb
 from animesion_training.models.cal import CALClassifier
 from animesion_training.weights import load_model
@@ -29,19 +32,31 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--teacher", type=Path, required=True)
     parser.add_argument("--split", default="test")
+    parser.add_argument("--boxes", type=Path)
     options = parser.parse_args()
     model, card = load_model(options.teacher)
     assert isinstance(model, CALClassifier), f"{options.teacher} is not a CAL teacher"
     assert isinstance(card.img_size, int)
     side = card.img_size
     normalise = Augment.plain(as_rgb(card.mean), as_rgb(card.std))
-    pixels, labels = [], []
-    for sample in animesion.open_dataset(options.data).samples(options.split):
-        image = sample.decode().convert("RGB").resize((side, side), Image.Resampling.BICUBIC)
-        pixels.append(np.asarray(image))
-        labels.append(sample.label)
-    images, wanted = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2), torch.tensor(labels)
-    crops, drops = [], []
+    samples = open_data(options.data, classes=card.classes).select(options.split)
+    known = {}
+    if options.boxes:
+        with options.boxes.open(newline="", encoding="utf-8") as file:
+            known = {
+                row["file"]: [float(row[key]) for key in ("top", "bottom", "left", "right")]
+                for row in csv.DictReader(file)
+            }
+    pixels, subjects = [], []
+    for i in range(len(samples)):
+        with Image.open(io.BytesIO(samples.read(i))) as image:
+            pixels.append(np.asarray(image.convert("RGB").resize((side, side), Image.Resampling.BICUBIC)))
+            down, across = side / image.height, side / image.width
+        if options.boxes:
+            name = Path(samples.source.name(int(samples.files[i]))).relative_to(options.data).as_posix()
+            subjects.append(np.array(known[name]) * (down, down, across, across))
+    images, wanted = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2), torch.from_numpy(samples.labels)
+    crops, drops, within, hidden = [], [], [], []
     right = {"image": 0, "crop": 0, "drop": 0}
     for start in range(0, len(images), BATCH):
         batch = images[start : start + BATCH]
@@ -49,17 +64,34 @@ def main() -> None:
             x = normalise(batch, torch.zeros(len(batch), dtype=torch.int64))
             attention = model.forward_parts(x).attention.float()
             draws = views.draw(torch.arange(start, start + len(batch)), attention)
-            maps, _ = views.select_maps(attention, draws.maps)
-            boxes = views.crop_boxes(maps, (side, side), draws.crop_threshold)
+            crop_maps, drop_maps = views.select_maps(attention, draws.maps)
+            boxes = views.crop_boxes(crop_maps, (side, side), draws.crop_threshold)
             crops.append((boxes[:, 1] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 2]) / side**2)
+            kept = views.drop_mask(drop_maps, (side, side), draws.drop_threshold)[:, 0]
+            drops.append(1 - kept.float().mean((1, 2)))
             crop, drop = views.views(x, attention, draws).chunk(2)
-            drops.append((drop.abs().sum(1) == 0).float().mean((1, 2)))
             for name, shown in zip(right, (x, crop, drop), strict=True):
                 right[name] += int((model(shown).argmax(1) == wanted[start : start + BATCH]).sum())
+        for subject, box, mask in zip(subjects[start:], boxes.tolist(), kept, strict=False):
+            top, bottom, left, end = subject
+            high = max(0.0, min(bottom, box[1]) - max(top, box[0]))
+            wide = max(0.0, min(end, box[3]) - max(left, box[2]))
+            within.append(high * wide / ((bottom - top) * (end - left)))
+            inside = mask[
+                round(top) : max(round(bottom), round(top) + 1), round(left) : max(round(end), round(left) + 1)
+            ]
+            hidden.append(1 - float(inside.float().mean()))
     area, gone = torch.cat(crops), torch.cat(drops)
     print(f"{len(images)} images of split {options.split}, at {side} px")
     print(f"crop: mean {area.mean():.0%} of the image, median {area.median():.0%}; {(area > 0.9).float().mean():.0%}")
     print(f"      of the crops are more than 90 % of it; drop: mean {gone.mean():.0%} removed")
+    if within:
+        part = np.array(within)
+        size = np.mean([(b - t) * (r - s) for t, b, s, r in subjects]) / side**2
+        print(
+            f"subject: mean {size:.0%} of the image; {part.mean():.0%} of it is in the crop on average, and all but a"
+        )
+        print(f"      tenth in {np.mean(part > 0.9):.0%} of the crops; the drop removes {np.mean(hidden):.0%} of it")
     print("teacher top-1: " + ", ".join(f"{name} {count / len(images):.1%}" for name, count in right.items()))
 
 
