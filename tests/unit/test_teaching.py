@@ -6,19 +6,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import timm
 import torch
 from torch import Tensor
 
 from animesion.errors import UsageError
+from animesion_training.data import views
 from animesion_training.distributed import DistributedContext
+from animesion_training.engine.distil import DistilStep
 from animesion_training.engine.feed import feed
-from animesion_training.engine.steps import DistilStep
 from animesion_training.engine.teaching import Taught, Teaching
 from animesion_training.engine.trainer import Trainer
 from animesion_training.engine.watcher import Watcher
+from animesion_training.losses.distillation import kl
 from animesion_training.models import create_model
-from animesion_training.models.cal import CALClassifier
+from animesion_training.models.cal import CALClassifier, CALOutput
 from animesion_training.recipe import ViewsSection, load
 from animesion_training.weights import save_model
 from tests import ranks
@@ -29,7 +30,10 @@ IMAGES = torch.rand(5, 3, 64, 64, generator=torch.Generator().manual_seed(1))
 
 def teacher() -> CALClassifier:
     torch.manual_seed(0)
-    return CALClassifier(timm.create_model("resnet10t", num_classes=3), 4, num_maps=4).eval()
+    network = create_model("resnet10t", 4, 64, selector="cal").eval()
+    assert isinstance(network, CALClassifier)
+    assert network(IMAGES).abs().min() > 0  # its maps are not empty
+    return network
 
 
 def asked(network: torch.nn.Module) -> list[int]:
@@ -124,3 +128,112 @@ def test_a_run_asks_once_per_version(tmp_path: Path) -> None:
     assert per_epoch == [24, 24, 0, 0, 0]
     with pytest.raises(UsageError, match=r"each version of an image once.*switch augment\.mixup"):
         trainer(tmp_path / "mixed", *taught, "augment.mixup=1.0")
+
+
+@pytest.mark.parametrize("settings", [None, ViewsSection()])
+@pytest.mark.parametrize("selector", ["", "cal"])
+def test_features_are_those_of_the_last_layer(selector: str, settings: ViewsSection | None) -> None:
+    if settings and not selector:
+        return
+    torch.manual_seed(0)
+    network = create_model("resnet10t", 4, 64, selector=selector).eval()
+    seeds = torch.arange(5)
+    taught = Teaching(network, torch.enable_grad, settings, with_features=True)(IMAGES, seeds)
+    everything = IMAGES if taught.view_images is None else torch.cat((IMAGES, taught.view_images))
+    with torch.no_grad():
+        maps: Tensor = network.backbone(everything) if selector else network.forward_features(everything)
+        if selector:
+            output = network(everything, parts=True)
+            expected = output.features.view(len(everything), 32, 512).mean(1)
+        else:
+            expected = maps.mean((2, 3))
+    assert taught.features is not None
+    torch.testing.assert_close(taught.features, expected, rtol=1e-4, atol=1e-5)
+    keeping = Teaching(network, torch.enable_grad, settings, keeps=True, with_features=True)
+    keeping(IMAGES, seeds)
+    same(keeping(IMAGES, seeds), taught)
+
+
+def test_displaced_maps_move_together_and_keep_their_values() -> None:
+    attention = torch.rand(64, 3, 4, 5)
+    moved = views.displace(attention, torch.arange(64))
+    offsets = set()
+    for before, after in zip(attention, moved, strict=True):
+        found = [(i, j) for i in range(4) for j in range(5) if torch.equal(torch.roll(before, (-i, -j), (1, 2)), after)]
+        assert len(found) == 1
+        offsets.update(found)
+    assert len(offsets) > 15
+    assert torch.equal(moved, views.displace(attention, torch.arange(64)))
+
+
+class Pointing(torch.nn.Module):
+    """Attends to the upper left of 4 x 4 cells."""
+
+    def forward(self, images: Tensor, *, parts: bool = False) -> Any:
+        attention = torch.zeros(len(images), 2, 4, 4)
+        attention[:, :, 0, 0] = 1.0
+        logits = images.mean((2, 3))
+        return CALOutput(logits, logits, logits, attention) if parts else logits
+
+
+def test_views_can_be_displaced() -> None:
+    seeds = torch.arange(5)
+    crops, moved = (
+        Teaching(Pointing(), torch.enable_grad, ViewsSection(padding=0, displace=displace))(IMAGES, seeds).view_images
+        for displace in (False, True)
+    )
+    assert crops is not None
+    assert moved is not None
+    # the drop blanks the attended cell, or another one
+    assert (crops[5:, :, 0, 0] == 0).all()
+    assert (moved[5:, :, 0, 0] != 0).all(1).tolist().count(True) >= 4
+    assert all((drop == 0).any() for drop in moved[5:])
+
+
+def distilling(folder: Path, *overrides: str) -> DistilStep:
+    data = ranks.drawn(8)
+    if not (folder / "teacher.safetensors").exists():
+        torch.manual_seed(0)
+        network = create_model("resnet10t", len(data.classes), 32, selector="cal")
+        save_model(network, folder / "teacher.safetensors", data.classes)
+    settings = (f"teacher.weights={folder / 'teacher.safetensors'}", "teacher.views=true", *overrides)
+    step = trainer(folder / "run", *settings).update.step
+    assert isinstance(step, DistilStep)
+    return step
+
+
+def test_views_count_where_the_teacher_is_right(tmp_path: Path) -> None:
+    images, seeds = torch.rand(6, 3, 32, 32), torch.arange(6)
+    step = distilling(tmp_path, "teacher.right=true", "teacher.view_weights=[0,1,1]")
+    taught = step.teaching(step._for_teacher(images), seeds)
+    assert taught.view_logits is not None
+    told = taught.view_logits.argmax(1).view(2, 6)
+    right = told[0].clone()  # the label is what the teacher says of the crop: all crops count
+    same_drop = told[1] == told[0]
+    _, view_logits, _, _ = step._student_logits(images, taught.view_images, right)
+    divergence = kl(view_logits, taught.view_logits, 7.0, "none").view(2, 6)
+    expected = 10 / 49 * 49 * (divergence[0].mean() + (divergence[1] * same_drop).mean())
+    found = step.terms(images, right, seeds)["distillation"]
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_features_are_distilled_through_a_layer_of_the_run(tmp_path: Path) -> None:
+    step = distilling(tmp_path, "teacher.feature_weight=2", "optimizer.weight_decay=0.1")
+    images, seeds = torch.rand(6, 3, 32, 32), torch.arange(6)
+    terms = step.terms(images, torch.zeros(6, dtype=torch.int64), seeds)
+    taught = step.teaching(step._for_teacher(images), seeds)
+    _, _, features, _ = step._student_logits(images, taught.view_images, torch.zeros(6, dtype=torch.int64))
+    assert features is not None
+    assert features.shape == (18, 16)
+    assert step.projection is not None
+    cosines = torch.nn.functional.cosine_similarity(step.projection(features), taught.features, dim=1)  # type: ignore[arg-type]
+    torch.testing.assert_close(terms["features"], 2 * (1 - cosines).mean(), rtol=1e-4, atol=1e-6)
+    terms["features"].backward()
+    assert step.projection.weight.grad is not None
+    assert set(step.method_state()) == {"weight", "bias"}
+
+
+@pytest.mark.parametrize("setting", ["run.compile=true", "teacher.compile=true"])
+def test_features_within_compiled_networks_are_refused(tmp_path: Path, setting: str) -> None:
+    with pytest.raises(UsageError, match=r"reads features within the (student|teacher): set \S+ = false"):
+        distilling(tmp_path, "teacher.feature_weight=1", setting)

@@ -189,6 +189,9 @@ class ViewsSection(Section):
         description="how maps are upsampled: bilinear with aligned corners as for TGDA, or bicubic as for CALMix",
     )
     pool: bool = Field(False, description="average maps over 2x2 cells before their thresholds")
+    displace: bool = Field(
+        False, description="for comparison: move the maps of each image by a random offset, so views do not follow them"
+    )
 
 
 class TextSection(Section):
@@ -238,6 +241,14 @@ class TeacherSection(Section):
     label_weight: float = Field(1.0, ge=0, strict=False, description="weight of the objective on the labels")
     view_weights: tuple[float, float, float] = Field(
         (0.5, 0.5, 0.5), strict=False, description="weights of image, crop and drop in the distillation"
+    )
+    right: bool = Field(False, description="distil on a view only where the teacher names the class of the image")
+    feature_weight: float = Field(
+        0.0,
+        ge=0,
+        strict=False,
+        description="weight of the cosine distance between the teacher's features and the student's, which a linear "
+        "layer maps to them; with views, the mean over these and the image",
     )
     train_mode: bool = Field(
         False, description="keep norms and stochastic depth of the teacher in training mode, as in the original"

@@ -16,9 +16,8 @@ IntArray = npt.NDArray[np.int64]
 Hashes = npt.NDArray[np.uint64]
 
 #: Purposes of hashes, so that the numbers for shuffling, cropping and so on are independent.
-ORDER, SHARDS, CYCLES, AUGMENT, CROP, DIVISION, VIEWS, FAKE, TAG_ORDER, TAG_MASK, PARTNERS, MIXTURES, MASKS = range(
-    1, 14
-)
+ORDER, SHARDS, CYCLES, AUGMENT, CROP, DIVISION, VIEWS, FAKE, TAG_ORDER, TAG_MASK = range(1, 11)
+PARTNERS, MIXTURES, MASKS, OFFSETS = range(11, 15)
 
 _STEP, _FIRST, _SECOND = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 

@@ -181,6 +181,26 @@ def check_finite(attention: Tensor) -> None:
         )
 
 
+@torch.no_grad()
+def displace(attention: Tensor, sample_seeds: Tensor) -> Tensor:
+    """Move the maps of each image by a random offset, around the edges: views of the same sizes, anywhere.
+
+    For comparison with views that follow the attention.
+
+    Args:
+        attention: (B, M, h, w).
+        sample_seeds: (B,), int64; all maps of an image move together.
+    """
+    height, width = attention.shape[2:]
+    u = seeds.tensor_uniforms(sample_seeds, 2, seeds.OFFSETS)
+    down, across = (u * u.new_tensor([height, width])).long().unbind(1)
+    rows = (torch.arange(height, device=u.device) + down[:, None]) % height  # (B, h)
+    columns = (torch.arange(width, device=u.device) + across[:, None]) % width  # (B, w)
+    batch = torch.arange(len(attention), device=u.device)[:, None, None]
+    moved = attention.movedim(1, 3)[batch, rows[:, :, None], columns[:, None]]  # (B, h, w, M)
+    return moved.movedim(3, 1)
+
+
 # -- maps ------------------------------------------------------------------------------------------------------------
 
 

@@ -36,6 +36,7 @@ from animesion_training.data.mixing import Mixing
 from animesion_training.data.tags import TagTargets
 from animesion_training.distributed import DistributedContext
 from animesion_training.engine import norms, optim, steps
+from animesion_training.engine.distil import DistilStep, NetworkInput
 from animesion_training.engine.inputs import Inputs
 from animesion_training.engine.masked import MaskedStep
 from animesion_training.engine.teaching import Teaching
@@ -476,7 +477,9 @@ def _distillation_step(
     settings = recipe.teacher
     precision = resolve(settings.precision, device)
     teacher_network = teacher.network
-    teacher_input = steps.NetworkInput(teacher.size, input_config(teacher_network))
+    teacher_input = NetworkInput(teacher.size, input_config(teacher_network))
+    if settings.compile and settings.feature_weight:
+        raise UsageError("teacher.feature_weight reads features within the teacher: set teacher.compile = false")
     if settings.compile:
         teacher_network = compiled(teacher_network, "default")
 
@@ -493,14 +496,15 @@ def _distillation_step(
         teacher_autocast,
         recipe.views if settings.views else None,
         keeps=recipe.data.versions > 0,
+        with_features=settings.feature_weight > 0,
     )
-    return steps.DistilStep(
+    return DistilStep(
         network,
         objective,
         model_autocast,
         model,
         teaching,
         settings,
-        steps.NetworkInput(recipe.model.img_size, input_config(model)),
+        NetworkInput(recipe.model.img_size, input_config(model)),
         teacher_input,
     )

@@ -10,23 +10,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from animesion.errors import UsageError
 from animesion_training.data import views
 from animesion_training.distributed import DistributedContext
-from animesion_training.engine.teaching import Teaching
 from animesion_training.losses.cal import FeatureCenters, cal_loss
-from animesion_training.losses.distillation import auxiliary_loss, distillation_term
 from animesion_training.losses.metric import ComparingObjective
 from animesion_training.models.cal import CALClassifier, CALOutput
-from animesion_training.models.create import InputConfig
-from animesion_training.models.embedding import FeatureTap, last_layer
-from animesion_training.recipe import TeacherSection, TextSection, ViewsSection
+from animesion_training.models.embedding import FeatureTap, feature_width, last_layer
+from animesion_training.recipe import TextSection, ViewsSection
 from animesion_training.text.masking import mask_share, mask_tags, tag_loss, unknown_tags
 from animesion_training.tokens.host import TokenVisionTransformer
 
@@ -160,7 +156,7 @@ class ComparingStep(Step):
         self._complete = complete
         # in a tuple, so that nn.Module does not register the layer twice
         self._last = (last_layer(bare), FeatureTap(bare)) if objective.reads == "features" else None
-        self._width = _width(self._last[0]) if self._last else int(getattr(bare, "num_classes", 0))
+        self._width = feature_width(self._last[0]) if self._last else int(getattr(bare, "num_classes", 0))
 
     def forward(self, images: Tensor, targets: Tensor, seeds: Tensor, text: Tensor | None = None) -> dict[str, Tensor]:
         """See `Step.forward`; a process without images takes part in the collection."""
@@ -259,14 +255,6 @@ class TaggingStep(Step):
         return terms
 
 
-def _width(layer: nn.Module) -> int:
-    """Number of features that a last layer reads."""
-    width = getattr(layer, "in_features", None) or getattr(layer, "in_channels", None)
-    if not isinstance(width, int):
-        raise UsageError(f"the last layer {type(layer).__name__} does not say how many features it reads")
-    return width
-
-
 def sum_terms(terms: Mapping[str, Tensor]) -> Tensor:
     """Add up the terms of the loss."""
     return torch.stack([term.float() for term in terms.values()]).sum()
@@ -348,118 +336,12 @@ class CALStep(Step):
         self.centers.load_state_dict(dict(state))
 
 
-class NetworkInput(NamedTuple):
-    """Input of student or teacher: side in pixels, and mean and deviation of its normalisation."""
-
-    size: int
-    config: InputConfig
-
-
-class DistilStep(Step):
-    """Knowledge distillation on the images alone, or also on crops and drops from the teacher's attention.
-
-    With `teacher.views` this is TGDA (arXiv 2507.12157): labels supervise the images only, the teacher supervises
-    images and views. The teacher is not a submodule, so optimizer, checkpoint and DistributedDataParallel ignore it.
-
-    Args:
-        model: the student, compiled or not.
-        objective: of the student's logits and the labels.
-        autocast: context of the student's forward passes.
-        bare: the student without the wrapper of `torch.compile`.
-        teaching: the teacher.
-        settings: of the distillation.
-        student_input: input of the student.
-        teacher_input: input of the teacher.
-    """
-
-    to_teacher: Tensor | None
-    to_student: Tensor | None
-
-    def __init__(
-        self,
-        model: nn.Module,
-        objective: nn.Module,
-        autocast: Autocast,
-        bare: nn.Module,
-        teaching: Teaching,
-        settings: TeacherSection,
-        student_input: NetworkInput,
-        teacher_input: NetworkInput,
-    ) -> None:
-        super().__init__(model, objective, autocast, bare)
-        self.teaching, self.settings = teaching, settings
-        self.student_input, self.teacher_input = student_input, teacher_input
-        student, other = student_input.config, teacher_input.config
-        for name, (old, new) in {"to_teacher": (student, other), "to_student": (other, student)}.items():
-            # (x std + mean) is the pixel value: denormalise and normalise by one factor and one shift
-            factor = torch.tensor(old.std) / torch.tensor(new.std)
-            shift = (torch.tensor(old.mean) - torch.tensor(new.mean)) / torch.tensor(new.std)
-            same = (old.mean, old.std) == (new.mean, new.std)
-            change = None if same else torch.stack((factor, shift))[..., None, None]  # (2, 3, 1, 1)
-            self.register_buffer(name, change, persistent=False)
-        # batch norm must see images and views as two batches; without it, one pass over both is equal and faster
-        self._one_pass = not any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in bare.modules())
-
-    def terms(self, images: Tensor, targets: Tensor, seeds: Tensor) -> dict[str, Tensor]:
-        """See `Step.terms`; images are normalised for the student, at the larger of the two sizes."""
-        settings = self.settings
-        # the batch has the larger of the two sizes, and the normalisation of the student
-        taught = self.teaching(self._for_teacher(images), seeds)
-        logits, view_logits, method_losses = self._student_logits(images, taught.view_images, targets)
-        terms = {"label": settings.label_weight * self.objective(logits, targets), **method_losses}
-        on_views = () if taught.view_logits is None else (view_logits, taught.view_logits)
-        terms["distillation"] = settings.weight * distillation_term(
-            logits, taught.logits, *on_views, temperature=settings.temperature, view_weights=settings.view_weights
-        )
-        if settings.auxiliary:
-            given: dict[str, Any] = dict(settings.auxiliary_options)
-            auxiliary = auxiliary_loss(settings.auxiliary, logits, taught.logits, targets, *on_views, **given)
-            terms[settings.auxiliary] = settings.auxiliary_weight * auxiliary
-        return terms
-
-    def _student_logits(
-        self, images: Tensor, view_images: Tensor | None, targets: Tensor
-    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """The student's logits of images (B, C) and views (2B, C), and the losses of its own methods."""
-        own = self._resize(images, self.student_input.size)  # (B, 3, S, S)
-        with self.autocast():
-            if view_images is None:
-                logits, method_losses = self._run(own, targets)
-                return logits.float(), logits, method_losses
-            # views have the teacher's size and normalisation
-            own_views = _renormalise(view_images, self.to_student)
-            own_views = self._resize(own_views, self.student_input.size)
-            if self._one_pass and not self._has_losses:
-                both = self.model(torch.cat([own, own_views])).float()
-                logits, view_logits = both.split([len(own), len(own_views)])
-                return logits, view_logits, {}
-            logits, method_losses = self._run(own, targets)
-            view_logits = self.model(own_views)
-        return logits.float(), view_logits.float(), method_losses
-
-    def _for_teacher(self, images: Tensor) -> Tensor:
-        """The images at the teacher's size and normalisation."""
-        images = _renormalise(images, self.to_teacher)
-        return self._resize(images, self.teacher_input.size)
-
-    def _resize(self, images: Tensor, size: int) -> Tensor:
-        if images.shape[-2:] == (size, size):
-            return images
-        return functional.interpolate(
-            images, (size, size), mode="bicubic", align_corners=False, antialias=self.settings.antialias
-        )
-
-
-def _renormalise(images: Tensor, change: Tensor | None) -> Tensor:
-    """Images by a factor and a shift per channel, (2, 3, 1, 1), if they change."""
-    return images if change is None else images * change[0] + change[1]
-
-
 def _views(
     images: Tensor, attention: Tensor, seeds: Tensor, settings: ViewsSection, partners: Tensor | None = None
 ) -> Tensor:
     """Crops, then drops, of images (B, 3, S, S) and attention (B, M, h, w): (2B, 3, S, S); see `views.views`."""
     maps: dict[str, Any] = {"sample_maps": settings.sample, "num_maps": settings.maps or None}
+    attention = views.displace(attention, seeds) if settings.displace else attention
     draws = views.draw(seeds, attention, crop=settings.crop, drop=settings.drop, **maps)
     mixture = None
     if partners is not None:

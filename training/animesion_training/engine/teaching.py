@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
@@ -10,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from animesion_training.data import views
-from animesion_training.models.cal import CALOutput
+from animesion_training.models.cal import CALClassifier, CALOutput
+from animesion_training.models.embedding import FeatureTap, feature_width, last_layer
 from animesion_training.recipe import ViewsSection
 
 
@@ -21,11 +23,13 @@ class Taught(NamedTuple):
         logits: of the images, (B, K).
         view_logits: of the views, crops and then drops, (2 B, K); None without views.
         view_images: these views, (2 B, 3, S, S); None without views.
+        features: of images, then views, (B, D) or (3 B, D); None unless asked for.
     """
 
     logits: Tensor
     view_logits: Tensor | None
     view_images: Tensor | None
+    features: Tensor | None
 
 
 class Answer(NamedTuple):
@@ -35,30 +39,32 @@ class Answer(NamedTuple):
         logits: (B, K).
         maps: the attention that was drawn for the crop and for the drop, (B, 2, h, w); None without views.
         view_logits: of crop and drop, (B, 2, K); None without views.
+        features: of the image, and of crop and drop, (B, 1, D) or (B, 3, D); None unless asked for.
     """
 
     logits: Tensor
     maps: Tensor | None
     view_logits: Tensor | None
+    features: Tensor | None
 
     def of(self, place: int) -> Answer:
         """The answer for one image of the batch, without its dimension."""
-        maps = None if self.maps is None else self.maps[place]
-        return Answer(self.logits[place], maps, None if self.view_logits is None else self.view_logits[place])
+        others = (None if each is None else each[place] for each in self[1:])
+        return Answer(self.logits[place], *others)
 
 
 def _together(answers: Sequence[Answer]) -> Answer:
     """The answers of `Answer.of` as those of a batch; all have views, or none has."""
-    logits, *on_views = zip(*answers, strict=True)
-    maps, view_logits = (None if each[0] is None else torch.stack(each) for each in on_views)
-    return Answer(torch.stack(logits), maps, view_logits)
+    logits, *others = zip(*answers, strict=True)
+    return Answer(torch.stack(logits), *(None if each[0] is None else torch.stack(each) for each in others))
 
 
 class Teaching:
     """A teacher and, with `keeps`, its answers by the seeds of samples.
 
     An image with the seed that it had before has the same augmentation (`data.versions`), so its answer is the same,
-    and the teacher is not asked again. An answer takes 4 (3 K + 2 h w) bytes on the device of the step. Reading the
+    and the teacher is not asked again. An answer takes 4 (3 K + 2 h w) bytes on the device of the step, and 12 D with
+    features. Reading the
     seeds waits for the device. The answers are of this process alone and not part of a checkpoint: a resumed run asks
     again.
 
@@ -68,6 +74,13 @@ class Teaching:
         autocast: context of its forward passes.
         view_settings: how views are drawn; None for no views.
         keeps: whether images with the same seed are the same.
+        with_features: also return features: the input of the last layer; of a CAL network, the mean over its maps.
+
+    Attributes:
+        width: D, length of the features.
+
+    Raises:
+        UsageError: features of a network that has no one last layer.
     """
 
     def __init__(
@@ -77,10 +90,18 @@ class Teaching:
         view_settings: ViewsSection | None,
         *,
         keeps: bool = False,
+        with_features: bool = False,
     ) -> None:
         self.network = network.requires_grad_(False)
         self._autocast, self._views, self._keeps = autocast, view_settings, keeps
         self._kept: dict[int, Answer] = {}
+        self._with_features = with_features
+        self._tap: FeatureTap | None = None
+        self.width = 0
+        if isinstance(network, CALClassifier):
+            self.width = network.head.in_features
+        elif with_features:
+            self._tap, self.width = FeatureTap(network), feature_width(last_layer(network))
 
     @torch.no_grad()
     def __call__(self, images: Tensor, seeds: Tensor) -> Taught:
@@ -98,22 +119,38 @@ class Teaching:
             answer = _together([self._kept[name] for name in names])
             view_images = None if answer.maps is None else self._make_views(images, answer.maps, seeds)
         view_logits = None if answer.view_logits is None else answer.view_logits.transpose(0, 1).flatten(0, 1)
-        return Taught(answer.logits, view_logits, view_images)
+        features = None if answer.features is None else answer.features.transpose(0, 1).flatten(0, 1)
+        return Taught(answer.logits, view_logits, view_images, features)
 
     def _ask(self, images: Tensor, seeds: Tensor) -> tuple[Answer, Tensor | None]:
         """The teacher's answers, and the views."""
-        with self._autocast():
-            if self._views is None:
-                return Answer(self.network(images), None, None), None
-            output: CALOutput = self.network(images, parts=True)
-        attention = output.attention.float()
+        logits, attention, features = self._pass(images)
+        if self._views is None:
+            return Answer(logits, None, None, None if features is None else features[:, None]), None
+        assert attention is not None
+        if self._views.displace:
+            attention = views.displace(attention, seeds)
         draws = self._draw(seeds, attention, sample=self._views.sample)
         maps = torch.cat(views.select_maps(attention, draws.maps), dim=1)  # (B, 2, h, w)
         view_images = self._make_views(images, maps, seeds)
-        # views are made in float32: autocast is left in between
-        with self._autocast():
-            logits = self.network(view_images)  # (2 B, K)
-        return Answer(output.logits, maps, logits.unflatten(0, (2, len(images))).transpose(0, 1)), view_images
+        # views are made in float32, without autocast
+        view_logits, _, view_features = self._pass(view_images)
+        view_logits = _by_image(view_logits, len(images))  # (B, 2, K)
+        if features is not None and view_features is not None:
+            features = torch.cat((features[:, None], _by_image(view_features, len(images))), dim=1)  # (B, 3, D)
+        return Answer(logits, maps, view_logits, features), view_images
+
+    def _pass(self, images: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Logits (B, K), attention (B, M, h, w) of a CAL network with views, and features (B, D) if asked for."""
+        parts = self._views is not None or self._with_features
+        with self._autocast(), self._tap or contextlib.nullcontext():
+            if not parts or self._tap:
+                return self.network(images), None, self._tap.take().float() if self._tap else None
+            output: CALOutput = self.network(images, parts=True)
+        features = None
+        if self._with_features:
+            features = output.features.view(len(images), -1, self.width).mean(1)  # over the maps
+        return output.logits, output.attention.float(), features
 
     def _make_views(self, images: Tensor, maps: Tensor, seeds: Tensor) -> Tensor:
         """Crops by the first map of each image, then drops by the second, (2 B, 3, S, S)."""
@@ -135,3 +172,8 @@ class Teaching:
         assert settings is not None
         count = settings.maps or None
         return views.draw(seeds, attention, sample_maps=sample, num_maps=count, crop=settings.crop, drop=settings.drop)
+
+
+def _by_image(values: Tensor, count: int) -> Tensor:
+    """Rows of crops, then drops, (2 B, D), as (B, 2, D)."""
+    return values.view(2, count, -1).transpose(0, 1)

@@ -77,6 +77,7 @@ def distillation_term(
     *,
     temperature: float = PAPER.temperature,
     view_weights: ViewWeights = VIEW_WEIGHTS,
+    counts: Tensor | None = None,
 ) -> Tensor:
     """Temperature squared times the KL of the images, or a weighted sum of the KLs of images, crops and drops.
 
@@ -90,6 +91,7 @@ def distillation_term(
         teacher_views: logits of the same views, (2 B, K).
         temperature: T, > 0.
         view_weights: a_raw, a_crop, a_drop, >= 0; ignored without views.
+        counts: factor of each view, (2 B,), such as 1 for those that count and 0 for the others; means stay over all.
 
     Returns:
         A scalar, float32.
@@ -107,6 +109,8 @@ def distillation_term(
         )
     a_raw, a_crop, a_drop = (in_range("view_weights", weight, low=0.0) for weight in view_weights)
     views = kl(student_views, teacher_views.detach(), temperature, "none")
+    if counts is not None:
+        views = views * counts.to(views)
     crop, drop = (_mean(half) for half in views.view(2, len(student)))
     return temperature**2 * (a_raw * raw + a_crop * crop + a_drop * drop)
 
@@ -288,6 +292,19 @@ def hint(student: Tensor, teacher: Tensor) -> Tensor:
         A scalar, float32.
     """
     return _mean((student.float() - teacher.float()).square().flatten())
+
+
+def feature_distance(student: Tensor, teacher: Tensor) -> Tensor:
+    """Mean of one minus the cosine between the rows of both; no gradient flows to the teacher.
+
+    Args:
+        student: (B, D).
+        teacher: (B, D).
+
+    Returns:
+        A scalar, float32, 0..2; 0 for an empty batch.
+    """
+    return _mean(1 - functional.cosine_similarity(student.float(), teacher.detach().float(), dim=1))
 
 
 def reverse_kl(student: Tensor, teacher: Tensor, *, temperature: float = PAPER.temperature) -> Tensor:

@@ -36,6 +36,18 @@ def last_layer(model: nn.Module) -> nn.Module:
     return layer
 
 
+def feature_width(layer: nn.Module) -> int:
+    """Return the number of features that a last layer reads.
+
+    Raises:
+        UsageError: it does not say.
+    """
+    width = getattr(layer, "in_features", None) or getattr(layer, "in_channels", None)
+    if not isinstance(width, int):
+        raise UsageError(f"the last layer {type(layer).__name__} does not say how many features it reads")
+    return width
+
+
 class FeatureTap:
     """Reads the input of the last layer during a forward pass: `with tap: model(x)`, then `tap.take()`.
 
