@@ -168,16 +168,11 @@ def run(
     seeds = study.grid.get(_SEED, [None])
     # seed by seed, so that a study that is stopped half way has compared every setting once
     todo = sorted(cells(study), key=lambda cell: seeds.index(cell.values.get(_SEED)))
-    first = [cell for cell in todo if cell.values.get(_SEED) == seeds[0]]
-    _run_all(first, data, out, device=device, notify=notify, watcher=watcher)
-    best = choose(first, out)
-    for cell in best if study.choose else []:
-        values = ", ".join(f"{key} = {value}" for key, value in cell.chosen.items())
-        notify(f"{cell.folder}: {values} is best on validation")
-    chosen = {cell.row: cell.chosen for cell in best}
-    rest = [cell for cell in todo if cell.values.get(_SEED) != seeds[0] and cell.chosen == chosen[cell.row]]
-    _run_all(rest, data, out, device=device, notify=notify, watcher=watcher)
-    done = [*best, *rest]
+    first: dict[str, list[Cell]] = {}
+    for cell in todo:
+        if cell.values.get(_SEED) == seeds[0]:
+            first.setdefault(cell.row, []).append(cell)
+    done = _run_all(todo, first, data, out, device=device, notify=notify, watcher=watcher)
     rows = table(done, out)
     sweep(out, deep=False)  # a killed study leaves its temporary file
     write_atomic(out / "table.json", (json.dumps(rows, indent=1, ensure_ascii=False) + "\n").encode())
@@ -190,62 +185,91 @@ def run(
 
 def _run_all(
     todo: Sequence[Cell],
+    first: Mapping[str, Sequence[Cell]],
     data: str,
     out: Path,
     *,
     device: str,
     notify: Callable[[str], None],
     watcher: Watcher | None,
-) -> None:
-    """Train and evaluate the runs that are not done; those of another process are waited for."""
-    waiting = deque(enumerate(todo, 1))
-    busy = 0  # runs in a row that another process holds
+) -> list[Cell]:
+    """Train and evaluate the runs that are not done; those of another process are waited for.
+
+    Args:
+        todo: all runs, in the order to start them.
+        first: the runs of the first seed by row; other seeds of a row wait for them.
+        data: the data to train on.
+        out: folder of the study.
+        device: as for training.
+        notify: as for `run`.
+        watcher: as for `run`.
+
+    Returns:
+        The runs that count: of each row those with the chosen values.
+    """
+    waiting, chosen, told = deque(todo), dict[str, Cell](), set[str]()
+    idle = 0  # runs in a row that had to wait
     while waiting:
-        number, cell = waiting.popleft()
-        folder, place = out / cell.folder, f"{number}/{len(todo)} {cell.folder}"
-        if _result(folder) is not None:
-            notify(f"{place}: already done")
-            busy = 0
+        if idle and idle >= len(waiting):
+            time.sleep(_PAUSE)
+            idle = 0
+        cell = waiting.popleft()
+        place = f"{cell.folder}, {len(waiting)} to follow"
+        decisive = first[cell.row]
+        if cell not in decisive:
+            if cell.row not in chosen and all(_result(out / each.folder) is not None for each in decisive):
+                chosen[cell.row] = choose(decisive, out)
+                values = ", ".join(f"{key} = {value}" for key, value in chosen[cell.row].chosen.items())
+                if values:
+                    notify(f"{chosen[cell.row].folder}: {values} is best on validation")
+            if cell.row not in chosen:
+                waiting.append(cell)
+                idle += 1
+                continue
+            if cell.chosen != chosen[cell.row].chosen:
+                continue
+        if _result(out / cell.folder) is not None:
+            if cell.folder not in told:
+                notify(f"{cell.folder}: already done")
+            idle = 0
             continue
         try:
-            if not busy:
+            if cell.folder not in told:
                 notify(place)
-            loop.train(cell.recipe, data, folder, resume=True, device=device, watcher=watcher)
+            loop.train(cell.recipe, data, out / cell.folder, resume=True, device=device, watcher=watcher)
         except BusyError:
-            if not busy:
-                notify(f"{place}: another process is at it")
-            waiting.append((number, cell))
-            busy += 1
-            if busy >= len(waiting):
-                time.sleep(_PAUSE)
+            if cell.folder not in told:
+                notify(f"{cell.folder}: another process is at it")
+            told.add(cell.folder)
+            waiting.append(cell)
+            idle += 1
             continue
-        busy = 0
-        if _result(folder) is None:
+        idle = 0
+        if _result(out / cell.folder) is None:
             raise UsageError(
                 f"the data {data} has no split '{cell.recipe.data.test}' of classes in training to evaluate runs on: "
                 "change data.test"
             )
+    best = {row: choose(decisive, out) for row, decisive in first.items()}
+    return [cell for cell in todo if cell.chosen == best[cell.row].chosen]
 
 
-def choose(done: Sequence[Cell], out: Path) -> list[Cell]:
-    """Keep the cell of each row whose run has the best validation accuracy; of equal ones the first.
+def choose(decisive: Sequence[Cell], out: Path) -> Cell:
+    """Return the run of the best validation accuracy; of equal ones the first.
 
     Args:
-        done: runs of one seed.
+        decisive: runs of one row and seed.
         out: folder of the study.
 
     Raises:
-        UsageError: a row has several runs, and they have no validation.
+        UsageError: there are several, and one has no validation.
     """
-    best: dict[str, tuple[float, Cell]] = {}
-    several = len({cell.row for cell in done}) < len(done)
-    for cell in done:
-        value = _validation(out / cell.folder)
-        if value is None and several:
-            raise UsageError(f"{out / cell.folder} has no validation to choose by: name a split in data.val")
-        if cell.row not in best or (value or 0.0) > best[cell.row][0]:
-            best[cell.row] = (value or 0.0, cell)
-    return [cell for _, cell in best.values()]
+    if len(decisive) == 1:
+        return decisive[0]
+    values = {cell.folder: _validation(out / cell.folder) for cell in decisive}
+    if missing := [folder for folder, value in values.items() if value is None]:
+        raise UsageError(f"{out / missing[0]} has no validation to choose by: name a split in data.val")
+    return max(decisive, key=lambda cell: values[cell.folder] or 0.0)
 
 
 def table(done: Sequence[Cell], out: Path) -> list[dict[str, Any]]:
