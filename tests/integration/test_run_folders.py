@@ -184,6 +184,13 @@ def test_a_checkpoint_of_another_shape_is_a_sentence(tmp_path: Path) -> None:
         train(tmp_path, resume=True)
 
 
+def test_a_run_of_another_version_is_a_sentence(tmp_path: Path) -> None:
+    stop(tmp_path, 4)
+    (tmp_path / ".digest").write_text("0" * 64)  # every value is equal, and there were fewer of them
+    with pytest.raises(UsageError, match=r"other settings \(of another version of this package, which has other"):
+        train(tmp_path, resume=True)
+
+
 def test_a_run_can_be_extended(tmp_path: Path) -> None:
     kind = "schedule.kind=cosine"
     train(tmp_path, kind)

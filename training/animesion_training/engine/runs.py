@@ -101,6 +101,8 @@ def _differences(out: Path, recipe: TrainRecipe) -> str:
     changed = [
         f"{key} was {theirs.get(key)!r} and is now {ours[key]!r}" for key in ours if ours[key] != theirs.get(key)
     ]
+    if not changed:
+        return " (of another version of this package, which has other settings)"
     more = f", and {len(changed) - 3} more" if len(changed) > 3 else ""
     return f" ({', '.join(changed[:3])}{more})"
 
