@@ -126,6 +126,26 @@ def test_what_cannot_be_chosen(tmp_path: Path, text: str, sentence: str) -> None
         studies.load(file)
 
 
+def test_a_table_of_what_is_done(tmp_path: Path) -> None:
+    """Of two rows of two seeds, one has both runs of its first seed, and no other."""
+    file = tmp_path / "rates.toml"
+    file.write_text('[grid]\n"model.img_size" = [32, 48]\n"run.seed" = [0, 1]\n[choose]\n"optimizer.lr" = [0.1, 0.2]\n')
+    order = [str(file), "--data", str(tmp_path), "--out", str(tmp_path / "out"), "--table", "--json"]
+    refused = CliRunner().invoke(study, order)
+    assert isinstance(refused.exception, UsageError)
+    assert "no row of the study rates is complete" in str(refused.exception)
+    for cell in studies.cells(studies.load(file)):
+        size, rate = cell.values["model.img_size"], cell.chosen["optimizer.lr"]
+        if cell.values["run.seed"] == 0 and (size, rate) != (48, 0.2):
+            report = tmp_path / "out" / cell.folder / "report"
+            report.mkdir(parents=True)
+            (report / "evaluation.json").write_text(json.dumps({**dict.fromkeys(studies.METRICS, rate), "classes": 10}))
+            line = {"kind": "epoch", "step": 1, "epoch": 1, "val_top_1": rate, "images_per_second": 1.0}
+            (report.parent / "metrics.jsonl").write_text(json.dumps(line))
+    [row] = json.loads(CliRunner().invoke(study, order, catch_exceptions=False).output)
+    assert (row["model.img_size"], row["optimizer.lr"], row["runs"], row["top_1"]) == (32, 0.2, 1, 0.2)
+
+
 def test_nothing_is_chosen_without_validation(tmp_path: Path) -> None:
     file = tmp_path / "rates.toml"
     file.write_text('[grid]\n"model.img_size" = [32]\n[choose]\n"optimizer.lr" = [0.1, 0.2]\n')

@@ -151,6 +151,7 @@ def run(
     device: str = "auto",
     notify: Callable[[str], None] = lambda message: None,
     watcher: Watcher | None = None,
+    train: bool = True,
 ) -> list[dict[str, Any]]:
     """Run the unfinished runs, and write `table.csv`, `table.json` and `accuracy-cost.png`.
 
@@ -161,9 +162,13 @@ def run(
         device: as for training.
         notify: called with a message before each run.
         watcher: receives progress events of each run.
+        train: False to tabulate what is done: rows of which all runs of the first seed are.
 
     Returns:
         Rows of the table, see `table`.
+
+    Raises:
+        UsageError: runs that cannot be evaluated or chosen from, or nothing to tabulate; see also `loop.train`.
     """
     seeds = study.grid.get(_SEED, [None])
     # seed by seed, so that a study that is stopped half way has compared every setting once
@@ -172,7 +177,20 @@ def run(
     for cell in todo:
         if cell.values.get(_SEED) == seeds[0]:
             first.setdefault(cell.row, []).append(cell)
-    done = _run_all(todo, first, data, out, device=device, notify=notify, watcher=watcher)
+    if train:
+        _run_all(todo, first, data, out, device=device, notify=notify, watcher=watcher)
+    best = {
+        row: choose(decisive, out)
+        for row, decisive in first.items()
+        if all(_result(out / cell.folder) is not None for cell in decisive)
+    }
+    done = [
+        cell
+        for cell in todo
+        if cell.row in best and cell.chosen == best[cell.row].chosen and _result(out / cell.folder) is not None
+    ]
+    if not done:
+        raise UsageError(f"no row of the study {study.name} is complete in {out}: run it first")
     rows = table(done, out)
     sweep(out, deep=False)  # a killed study leaves its temporary file
     write_atomic(out / "table.json", (json.dumps(rows, indent=1, ensure_ascii=False) + "\n").encode())
@@ -192,7 +210,7 @@ def _run_all(
     device: str,
     notify: Callable[[str], None],
     watcher: Watcher | None,
-) -> list[Cell]:
+) -> None:
     """Train and evaluate the runs that are not done; those of another process are waited for.
 
     Args:
@@ -203,9 +221,6 @@ def _run_all(
         device: as for training.
         notify: as for `run`.
         watcher: as for `run`.
-
-    Returns:
-        The runs that count: of each row those with the chosen values.
     """
     waiting, chosen, told = deque(todo), dict[str, Cell](), set[str]()
     idle = 0  # runs in a row that had to wait
@@ -250,8 +265,6 @@ def _run_all(
                 f"the data {data} has no split '{cell.recipe.data.test}' of classes in training to evaluate runs on: "
                 "change data.test"
             )
-    best = {row: choose(decisive, out) for row, decisive in first.items()}
-    return [cell for cell in todo if cell.chosen == best[cell.row].chosen]
 
 
 def choose(decisive: Sequence[Cell], out: Path) -> Cell:
