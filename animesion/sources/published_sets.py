@@ -104,7 +104,7 @@ class PublishedFiles:
 def _wrapper(entries: Sequence[Entry]) -> str:
     """`name/` when everything in an archive is below one folder that holds only folders, else an empty string."""
     paths = [PurePosixPath(entry.name).parts for entry in entries if not entry.failure]
-    tops = {parts[0] for parts in paths}
+    tops = {parts[0] for parts in paths if parts}  # a member named "." has none
     return f"{tops.pop()}/" if len(tops) == 1 and all(len(parts) > 2 for parts in paths) else ""
 
 
