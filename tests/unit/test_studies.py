@@ -115,6 +115,8 @@ def test_a_value_is_chosen_by_validation(tmp_path: Path, monkeypatch: pytest.Mon
     [
         ('[choose]\n"optimizer.lr" = [0.1]', "at least one key"),
         ('[grid]\n"optimizer.lr" = [0.1]\n[choose]\n"optimizer.lr" = [0.1]', "give it once"),
+        ('[set.optimizer]\nlr = 1.0\n[grid]\n"run.seed" = [0]\n[choose]\n"optimizer.lr" = [0.1]', r"and in \[set\]"),
+        ('[variants.a]\n"optimizer.lr" = 1.0\n[choose]\n"optimizer.lr" = [0.1]', "and in a: give it once"),
         ('[grid]\n"model.img_size" = [32]\n[choose]\n"run.seed" = [0, 1]', "no setting to choose"),
         ('[grid]\n"model.img_size" = [32]\n[choose]\n"optimizer.lr" = []', "is empty"),
     ],
@@ -124,6 +126,23 @@ def test_what_cannot_be_chosen(tmp_path: Path, text: str, sentence: str) -> None
     file.write_text(text)
     with pytest.raises(UsageError, match=sentence):
         studies.load(file)
+
+
+def test_results_of_other_settings_are_refused(tmp_path: Path) -> None:
+    """The file of a study changes after a run is done."""
+    file, out = tmp_path / "sizes.toml", tmp_path / "out"
+    text = '[set]\n"schedule.epochs" = 2\n[grid]\n"model.img_size" = [32]\n'
+    file.write_text(text)
+    [cell] = studies.cells(studies.load(file))
+    (out / cell.folder / "report").mkdir(parents=True)
+    (out / cell.folder / "recipe.toml").write_text(cell.recipe.to_toml())
+    metrics = {**dict.fromkeys(studies.METRICS, 0.25), "classes": 10}
+    (out / cell.folder / "report" / "evaluation.json").write_text(json.dumps(metrics))
+    assert len(studies.run(studies.load(file), str(tmp_path), out, train=False)) == 1
+    for new, changed in (("= 3", "schedule.epochs was 2 and is now 3"), ('= 2\n"optimizer.lr" = 1.0', "lr was 0.05")):
+        file.write_text(text.replace("= 2", new))
+        with pytest.raises(UsageError, match=f"is the result of other settings .*{changed}"):
+            studies.run(studies.load(file), str(tmp_path), out, train=False)
 
 
 def test_a_table_of_what_is_done(tmp_path: Path) -> None:

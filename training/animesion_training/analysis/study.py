@@ -75,6 +75,9 @@ class Study(Section):
             raise ValueError(f"'{_SEED}' is no setting to choose: list seeds under [grid]")
         if both := sorted(self.choose.keys() & self.grid.keys()):
             raise ValueError(f"'{both[0]}' is under [choose] and under [grid]: give it once")
+        for name, values in {"[set]": self.set, **self.variants}.items():
+            if both := sorted(self.choose.keys() & {key for key, _ in _leaves(values)}):
+                raise ValueError(f"'{both[0]}' is under [choose] and in {name}: give it once")
         return self
 
 
@@ -173,6 +176,8 @@ def run(
     seeds = study.grid.get(_SEED, [None])
     # seed by seed, so that a study that is stopped half way has compared every setting once
     todo = sorted(cells(study), key=lambda cell: seeds.index(cell.values.get(_SEED)))
+    for cell in todo:
+        _check_settings(out / cell.folder, cell.recipe)
     first: dict[str, list[Cell]] = {}
     for cell in todo:
         if cell.values.get(_SEED) == seeds[0]:
@@ -199,6 +204,14 @@ def run(
     cost_figure(study, rows).savefig(image, format="png", metadata={"Software": None})
     write_atomic(out / "accuracy-cost.png", image.getbuffer())
     return rows
+
+
+def _check_settings(folder: Path, recipe: TrainRecipe) -> None:
+    """Raise `UsageError` if the folder has the result of a run with other settings: the file has changed since."""
+    if _result(folder) is None or not (folder / runs.RECIPE).exists():
+        return
+    if changed := runs.changed_settings(folder, recipe):
+        raise UsageError(f"{folder} is the result of other settings ({', '.join(changed[:3])}): give another --out")
 
 
 def _run_all(

@@ -18,7 +18,7 @@ class MaskedStep(Step):
     """Restore masked patches of images without labels (MAE, arXiv 2111.06377).
 
     Beside it, the classifier of the network learns the labels from the encoded visible patches, without an influence on
-    them: its accuracy on whole images of the validation split tells how far the features have come. The decoder
+    them: its accuracy on whole images of the validation split shows how far the features have come. The decoder
     belongs to the run, not to the network.
 
     Args:

@@ -91,16 +91,24 @@ def _check_same_run(out: Path, recipe: TrainRecipe, *, resume: bool) -> None:
         raise UsageError(f"{out} already holds a run: add --resume to continue it, or give another --out")
 
 
+def changed_settings(out: Path, recipe: TrainRecipe) -> list[str]:
+    """List the settings that differ from those of the run in a folder, its number of epochs included.
+
+    Raises:
+        UsageError: the recipe of the run cannot be read.
+    """
+    theirs, ours = (
+        {**each.decisive(), "schedule.epochs": each.schedule.epochs} for each in (load(str(out / RECIPE)), recipe)
+    )
+    return [f"{key} was {theirs.get(key)!r} and is now {ours[key]!r}" for key in ours if ours[key] != theirs.get(key)]
+
+
 def _differences(out: Path, recipe: TrainRecipe) -> str:
     """The first settings that differ from those of the run, in brackets."""
     try:
-        theirs = load(str(out / RECIPE)).decisive()
+        changed = changed_settings(out, recipe)
     except (OSError, AnimesionError):  # of another version, or edited
         return " (see its recipe.toml)"
-    ours = recipe.decisive()
-    changed = [
-        f"{key} was {theirs.get(key)!r} and is now {ours[key]!r}" for key in ours if ours[key] != theirs.get(key)
-    ]
     if not changed:
         return " (of another version of this package, which has other settings)"
     more = f", and {len(changed) - 3} more" if len(changed) > 3 else ""
