@@ -302,8 +302,8 @@ def table(done: Sequence[Cell], out: Path) -> list[dict[str, Any]]:
     """Compute one row per setting, over its seeds.
 
     A row has the values, those that were chosen, the number of runs, mean and sample deviation of each metric (shares,
-    0 to 1; deviation 0 for one run), the mean of the best validation accuracies, the milliseconds that training takes
-    per image (median of the epochs), parameters, and multiply-adds per image.
+    0 to 1; deviation 0 for one run), the mean of the best validation accuracies, parameters, and multiply-adds per image.
+    Equal runs have equal rows, so times are in the logs of the runs alone.
     """
     from animesion_training.analysis.profile import count
     from animesion_training.models import create_model
@@ -324,8 +324,6 @@ def table(done: Sequence[Cell], out: Path) -> list[dict[str, Any]]:
         folders = [out / cell.folder for cell in group]
         if validations := [value for value in map(_validation, folders) if value is not None]:
             row["validation"] = statistics.fmean(validations)
-        if speeds := [line["images_per_second"] for folder in folders for line in _epochs(folder)]:
-            row["milliseconds"] = 1000 / statistics.median(speeds)
         model = group[0].recipe.model
         options: dict[str, Any] = dict(model.options)
         built = create_model(
