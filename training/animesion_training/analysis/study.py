@@ -302,8 +302,8 @@ def table(done: Sequence[Cell], out: Path) -> list[dict[str, Any]]:
     """Compute one row per setting, over its seeds.
 
     A row has the values, those that were chosen, the number of runs, mean and sample deviation of each metric (shares,
-    0 to 1; deviation 0 for one run), the mean of the best validation accuracies, parameters, and multiply-adds per image.
-    Equal runs have equal rows, so times are in the logs of the runs alone.
+    0 to 1; deviation 0 for one run), the mean of the best validation accuracies, parameters, and multiply-adds per
+    image. Equal runs have equal rows, so times are in the logs of the runs alone.
     """
     from animesion_training.analysis.profile import count
     from animesion_training.models import create_model
