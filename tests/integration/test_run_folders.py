@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from animesion.storage.workspace import write_atomic
 from animesion_training.distributed import DistributedContext
 from animesion_training.engine import checkpoint, loop, runs
 from animesion_training.engine.meter import DivergedError
+from animesion_training.engine.origins import origins
 from animesion_training.engine.trainer import Trainer
 from animesion_training.engine.watcher import Watcher
 from animesion_training.recipe import TrainRecipe, load
@@ -54,7 +56,7 @@ def recipe(*overrides: str) -> TrainRecipe:
 
 def train(out: Path, *overrides: str, watcher: Follower | None = None, resume: bool = False) -> Trainer:
     """Train three epochs of three steps."""
-    with runs.lock_folder(out, recipe(*overrides), resume=resume):
+    with runs.lock_folder(out, recipe(*overrides), origins(recipe(*overrides), ranks.drawn(11)), resume=resume):
         trainer = Trainer(recipe(*overrides), ranks.drawn(11), out, ALONE, watcher or Follower())
         if resume:
             trainer.resume()
@@ -161,6 +163,21 @@ def test_a_resumed_run_may_not_change_the_result(tmp_path: Path) -> None:
         train(tmp_path)
     with pytest.raises(UsageError, match="has 3 epochs, and fewer would change the steps that are done"):
         train(tmp_path, "schedule.epochs=2", resume=True)
+
+
+def test_a_resumed_run_starts_from_the_same_weights(tmp_path: Path) -> None:
+    """The weights under the path of `model.init` are others when the run is resumed."""
+    first, other = train(tmp_path / "first"), train(tmp_path / "other", "run.seed=1")
+    weights_of = tmp_path / "init.safetensors"
+    shutil.copyfile(first.out / "last.safetensors", weights_of)
+    out, given = tmp_path / "out", f"model.init={weights_of}"
+    stop(out, 4, given)
+    assert set(json.loads((out / "origins.json").read_bytes())) == {"data.train", "model.init"}
+    shutil.copyfile(other.out / "last.safetensors", weights_of)
+    with pytest.raises(UsageError, match=r"read something else as model\.init: give the same data and weights"):
+        train(out, given, resume=True)
+    shutil.copyfile(first.out / "last.safetensors", weights_of)
+    train(out, given, resume=True)
 
 
 def test_a_checkpoint_of_another_shape_is_a_sentence(tmp_path: Path) -> None:
@@ -276,7 +293,7 @@ def test_a_kill_at_the_start_leaves_a_folder_that_the_next_run_takes(
     if writes:
         (out / "report").mkdir()
         (out / "report" / ".tmp-1-page.html").touch()
-    with runs.lock_folder(out, recipe(), resume=False):
+    with runs.lock_folder(out, recipe(), {}, resume=False):
         assert not list(out.rglob(".tmp-*"))
-        runs.claim(out, recipe())
+        runs.claim(out, recipe(), {})
     assert (out / ".digest").read_text() == recipe().digest()

@@ -125,7 +125,7 @@ def test_a_run_keeps_its_batch_size(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     found = batch_size.settle(recipe(), data, ALONE, out=tmp_path, notify=told.append)
     assert found.run.batch_size == 4
     assert told[0].startswith("run.batch_size = 4: the largest power of two that fits into memory")
-    runs.claim(tmp_path, found)
+    runs.claim(tmp_path, found, {})
     (tmp_path / runs.LAST).touch()
     monkeypatch.setattr(batch_size, "free_bytes", lambda device: 0)  # nothing is tried again
     assert batch_size.settle(recipe(), data, ALONE, out=tmp_path, notify=told.append).digest() == found.digest()

@@ -14,12 +14,14 @@ pytest.importorskip("torch", reason="needs the extra train")
 from animesion.errors import BusyError, UsageError
 from animesion_training.analysis import study as studies
 from animesion_training.cli.study import study
-from animesion_training.engine import loop
+from animesion_training.engine import loop, runs, setup
+from animesion_training.engine.origins import origins
 from animesion_training.recipe import TrainRecipe
+from tests import ranks
 
 
-def row(runs: int, cost: float, deviation: float = 0.0) -> dict[str, Any]:
-    return {"model.name": "m", "runs": runs, "top_1": 0.5, "top_1_deviation": deviation, "multiply_adds": cost}
+def row(count: int, cost: float, deviation: float = 0.0) -> dict[str, Any]:
+    return {"model.name": "m", "runs": count, "top_1": 0.5, "top_1_deviation": deviation, "multiply_adds": cost}
 
 
 def bars(axes: Any) -> list[int]:
@@ -110,13 +112,32 @@ def test_a_value_is_chosen_by_validation(tmp_path: Path, monkeypatch: pytest.Mon
     assert not done
 
 
+def test_a_variant_lists_values_of_its_own_to_choose_from(tmp_path: Path) -> None:
+    file = tmp_path / "rates.toml"
+    file.write_text(
+        '[variants.small]\n[variants.large]\n"model.img_size" = 48\n"optimizer.lr" = [0.3, 0.4]\n'
+        "[variants.nested.optimizer]\nlr = [0.5]\nmomentum = 0.8\n"
+        '[grid]\n"run.seed" = [0]\n[choose]\n"optimizer.lr" = [0.1, 0.2]\n'
+    )
+    cells = studies.cells(studies.load(file))
+    found = [(cell.values["variant"], cell.recipe.optimizer.lr, cell.recipe.optimizer.momentum) for cell in cells]
+    usual = found[0][2]
+    assert found == [
+        *[("small", rate, usual) for rate in (0.1, 0.2)],
+        *[("large", rate, usual) for rate in (0.3, 0.4)],
+        ("nested", 0.5, 0.8),
+    ]
+    assert all(cell.chosen == {"optimizer.lr": cell.recipe.optimizer.lr} for cell in cells)
+
+
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
         ('[choose]\n"optimizer.lr" = [0.1]', "at least one key"),
         ('[grid]\n"optimizer.lr" = [0.1]\n[choose]\n"optimizer.lr" = [0.1]', "give it once"),
         ('[set.optimizer]\nlr = 1.0\n[grid]\n"run.seed" = [0]\n[choose]\n"optimizer.lr" = [0.1]', r"and in \[set\]"),
-        ('[variants.a]\n"optimizer.lr" = 1.0\n[choose]\n"optimizer.lr" = [0.1]', "and in a: give it once"),
+        ('[variants.a]\n"optimizer.lr" = 1.0\n[choose]\n"optimizer.lr" = [0.1]', "so a lists the values"),
+        ('[variants.a]\n"optimizer.lr" = []\n[choose]\n"optimizer.lr" = [0.1]', "so a lists the values"),
         ('[grid]\n"model.img_size" = [32]\n[choose]\n"run.seed" = [0, 1]', "no setting to choose"),
         ('[grid]\n"model.img_size" = [32]\n[choose]\n"optimizer.lr" = []', "is empty"),
     ],
@@ -143,6 +164,31 @@ def test_results_of_other_settings_are_refused(tmp_path: Path) -> None:
         file.write_text(text.replace("= 2", new))
         with pytest.raises(UsageError, match=f"is the result of other settings .*{changed}"):
             studies.run(studies.load(file), str(tmp_path), out, train=False)
+
+
+def test_results_from_other_data_or_weights_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The teacher is trained again under the same path, then the data has an image less."""
+    file, out, teacher = tmp_path / "sizes.toml", tmp_path / "out", tmp_path / "teacher.safetensors"
+    teacher.write_bytes(b"first")
+    file.write_text(f'[set]\n"teacher.weights" = "{teacher}"\n[grid]\n"model.img_size" = [32]\n')
+    [cell] = studies.cells(studies.load(file))
+    folder = out / cell.folder
+    (folder / "report").mkdir(parents=True)
+    runs.claim(folder, cell.recipe, origins(cell.recipe, ranks.drawn(11)))
+    metrics = {**dict.fromkeys(studies.METRICS, 0.25), "classes": 3}
+    (folder / "report" / "evaluation.json").write_text(json.dumps(metrics))
+    images = 11
+    monkeypatch.setattr(setup, "open_datasets", lambda recipe, data: (ranks.drawn(images), []))
+    assert len(studies.run(studies.load(file), "drawn", out, train=False)) == 1
+    images = 10
+    with pytest.raises(UsageError, match=r"read something else as data\.train, data\.val: give another --out"):
+        studies.run(studies.load(file), "drawn", out, train=False)
+    images = 11
+    teacher.write_bytes(b"second")
+    with pytest.raises(UsageError, match=r"read something else as teacher\.weights: give another --out"):
+        studies.run(studies.load(file), "drawn", out, train=False)
+    teacher.unlink()
+    assert len(studies.run(studies.load(file), "drawn", out, train=False)) == 1
 
 
 def test_a_table_of_what_is_done(tmp_path: Path) -> None:

@@ -4,8 +4,8 @@ A study is a TOML file: `[set]` has the values that all runs share, `[grid]` the
 recipe in quotes, with lists of values), and `[variants.NAME]` values that change together, such as the methods to
 compare. Runs that differ in `run.seed` alone are averaged into one row of the table. `[choose]` has keys, such as
 `optimizer.lr`, whose value is chosen for each row by the best validation accuracy of the first seed; the other seeds
-run with that value alone. Finished runs are not repeated, stopped runs are resumed. Several processes with the same
-study and folder share its runs.
+run with that value alone. A variant may list other values to choose from. Finished runs are not repeated, stopped runs
+are resumed. Several processes with the same study and folder share its runs.
 """
 
 from __future__ import annotations
@@ -29,7 +29,9 @@ from animesion.config.settings import Section
 from animesion.errors import BusyError, UsageError
 from animesion.storage.workspace import sweep, write_atomic
 from animesion_training import recipe as recipes
-from animesion_training.engine import loop, runs
+from animesion_training.data import DataSplits
+from animesion_training.engine import loop, runs, setup
+from animesion_training.engine.origins import origins
 from animesion_training.engine.watcher import Watcher
 from animesion_training.recipe import Name, TrainRecipe
 
@@ -75,10 +77,20 @@ class Study(Section):
             raise ValueError(f"'{_SEED}' is no setting to choose: list seeds under [grid]")
         if both := sorted(self.choose.keys() & self.grid.keys()):
             raise ValueError(f"'{both[0]}' is under [choose] and under [grid]: give it once")
-        for name, values in {"[set]": self.set, **self.variants}.items():
-            if both := sorted(self.choose.keys() & {key for key, _ in _leaves(values)}):
-                raise ValueError(f"'{both[0]}' is under [choose] and in {name}: give it once")
+        if both := sorted(self.choose.keys() & {key for key, _ in _leaves(self.set)}):
+            raise ValueError(f"'{both[0]}' is under [choose] and in [set]: give it once")
+        for name, values in self.variants.items():
+            for key, value in _leaves(values):
+                if key in self.choose and not (isinstance(value, list) and value):
+                    raise ValueError(f"'{key}' is under [choose], so {name} lists the values to choose from, or none")
         return self
+
+    def axes(self) -> Iterator[dict[str, list[Any]]]:
+        """Yield the values of each key of the grid and of those to choose, for each variant."""
+        for name in self.variants or [""]:
+            of_variant = dict(_leaves(self.variants[name])) if name else {}
+            choose = {key: of_variant.get(key, values) for key, values in self.choose.items()}
+            yield ({_VARIANT: [name]} if name else {}) | self.grid | choose
 
 
 @dataclass(frozen=True)
@@ -127,11 +139,12 @@ def cells(study: Study) -> list[Cell]:
     Raises:
         UsageError: an invalid key or value, too many runs, or two runs with the same values.
     """
-    axes = ({_VARIANT: list(study.variants)} if study.variants else {}) | study.grid | study.choose
+    combinations = (
+        dict(zip(axes, chosen, strict=True)) for axes in study.axes() for chosen in itertools.product(*axes.values())
+    )
     result: list[Cell] = []
-    for chosen in itertools.islice(itertools.product(*axes.values()), _MOST_RUNS + 1):
-        values = dict(zip(axes, chosen, strict=True))
-        # the grid overrides the variant, which overrides what all runs share
+    for values in itertools.islice(combinations, _MOST_RUNS + 1):
+        # the grid and what is chosen override the variant, which overrides what all runs share
         of_variant = study.variants.get(values.get(_VARIANT, ""), {})
         changed = {**study.set, **of_variant, **{key: value for key, value in values.items() if key != _VARIANT}}
         overrides = [f"{key}={json.dumps(value)}" for key, value in _leaves(changed)]
@@ -176,8 +189,7 @@ def run(
     seeds = study.grid.get(_SEED, [None])
     # seed by seed, so that a study that is stopped half way has compared every setting once
     todo = sorted(cells(study), key=lambda cell: seeds.index(cell.values.get(_SEED)))
-    for cell in todo:
-        _check_settings(out / cell.folder, cell.recipe)
+    _check_done(todo, data, out)
     first: dict[str, list[Cell]] = {}
     for cell in todo:
         if cell.values.get(_SEED) == seeds[0]:
@@ -206,12 +218,27 @@ def run(
     return rows
 
 
-def _check_settings(folder: Path, recipe: TrainRecipe) -> None:
-    """Raise `UsageError` if the folder has the result of a run with other settings: the file has changed since."""
-    if _result(folder) is None or not (folder / runs.RECIPE).exists():
-        return
-    if changed := runs.changed_settings(folder, recipe):
-        raise UsageError(f"{folder} is the result of other settings ({', '.join(changed[:3])}): give another --out")
+def _check_done(cells: Sequence[Cell], data: str, out: Path) -> None:
+    """Raise `UsageError` if a finished run is of other settings, data or weights than the study now has."""
+    opened: dict[str, DataSplits] = {}
+    for cell in cells:
+        folder, recipe = out / cell.folder, cell.recipe
+        if _result(folder) is None or not (folder / runs.RECIPE).exists():
+            continue
+        if changed := runs.changed_settings(folder, recipe):
+            raise UsageError(f"{folder} is the result of other settings ({', '.join(changed[:3])}): give another --out")
+        if not (folder / runs.ORIGINS).exists():
+            continue
+        # what the data is opened by, which most runs have in common
+        key = json.dumps(
+            [recipe.objective.name, *(each.model_dump(mode="json") for each in (recipe.data, recipe.tags))]
+        )
+        if key not in opened:
+            opened[key], _ = setup.open_datasets(recipe, data)
+        if changed := runs.changed_origins(folder, origins(recipe, opened[key])):
+            raise UsageError(
+                f"{folder} is the result of a run that read something else as {', '.join(changed)}: give another --out"
+            )
 
 
 def _run_all(

@@ -137,8 +137,10 @@ class Samples:
         self.source.check(np.unique(self.files if indices is None else self.files[indices]))
 
     def fingerprint(self) -> str:
-        """Compute a hex digest of keys and labels in their order."""
+        """Compute a hex digest of keys and labels in their order, and of the bytes if their digests are known."""
         digest = hashlib.sha256(self.labels.tobytes())
+        if self.digests is not None:
+            digest.update(np.ascontiguousarray(self.digests).tobytes())
         digest.update("\n".join(self.keys).encode("utf-8", "surrogateescape"))
         return digest.hexdigest()[:32]
 

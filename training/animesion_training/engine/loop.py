@@ -13,8 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from animesion.errors import AnimesionError
+from animesion_training.data import DataSplits
 from animesion_training.distributed import DistributedContext, distributed_context
 from animesion_training.engine import batch_size, runs, setup
+from animesion_training.engine.origins import origins
 from animesion_training.engine.trainer import Trainer
 from animesion_training.engine.watcher import Watcher
 from animesion_training.eval.metrics import Evaluation
@@ -91,7 +93,7 @@ def train(
         for note in notes:
             watcher.message(note)
         recipe = batch_size.settle(recipe, data, context, out=out, notify=watcher.message)
-        stack.enter_context(_lock_folder(out, recipe, context, resume=resume))
+        stack.enter_context(_lock_folder(out, recipe, data, context, resume=resume))
         trainer = Trainer(recipe, data, out, context, watcher)
         if resume:
             trainer.resume()
@@ -110,13 +112,15 @@ def train(
 
 
 @contextlib.contextmanager
-def _lock_folder(out: Path, recipe: TrainRecipe, context: DistributedContext, *, resume: bool) -> Iterator[None]:
+def _lock_folder(
+    out: Path, recipe: TrainRecipe, data: DataSplits, context: DistributedContext, *, resume: bool
+) -> Iterator[None]:
     """Lock the folder in the first process; if that fails, every process raises the first one's error."""
     with contextlib.ExitStack() as stack:
         problem: AnimesionError | None = None
         if context.is_main:
             try:
-                stack.enter_context(runs.lock_folder(out, recipe, resume=resume))
+                stack.enter_context(runs.lock_folder(out, recipe, origins(recipe, data), resume=resume))
             except AnimesionError as error:
                 problem = error
         problem = context.all_gather(problem)[0]

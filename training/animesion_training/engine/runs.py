@@ -1,6 +1,7 @@
 """The folder of a run: lock, recipe, and metrics as JSON lines, CSV and for optional trackers.
 
 - `recipe.toml`: the resolved recipe
+- `origins.json`: identities of the data and weights that it reads (`animesion_training.engine.origins`)
 - `metrics.jsonl`: one line every few steps and at the end of each epoch; `epochs.csv`: the epochs as a table
 - `last.ckpt`: the checkpoint that the run resumes from (`animesion_training.engine.checkpoint`); `previous.ckpt`: the
   one before
@@ -26,22 +27,29 @@ from animesion.storage.workspace import TEMPORARY, full_disk_is_clear, sweep, wr
 from animesion_training.recipe import TrainRecipe, load
 
 LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
-RECIPE = "recipe.toml"
+RECIPE, ORIGINS = "recipe.toml", "origins.json"
 _METRICS, _EPOCHS = "metrics.jsonl", "epochs.csv"
 #: Digest of what determines the result of the run, so that a resume with other settings is refused.
 _MARKER, _LOCK = ".digest", ".lock"
 
 
 @contextlib.contextmanager
-def lock_folder(out: Path, recipe: TrainRecipe, *, resume: bool) -> Iterator[None]:
+def lock_folder(out: Path, recipe: TrainRecipe, origins: Mapping[str, str], *, resume: bool) -> Iterator[None]:
     """Lock the folder of a run, and create it where needed.
 
     A folder without a checkpoint has nothing to resume and is free for any recipe. Nothing of a run that fails before
     `claim` is left behind.
 
+    Args:
+        out: the folder.
+        recipe: of the run.
+        origins: identities of what it reads, see `animesion_training.engine.origins`.
+        resume: whether it may contain a run of this recipe.
+
     Raises:
         BusyError: another process has locked it.
-        UsageError: it contains a run of another recipe, a run without `resume`, or other files.
+        UsageError: it contains a run of another recipe or of other data or weights, a run without `resume`, or other
+            files.
     """
     if out.exists() and not out.is_dir():
         raise UsageError(f"--out {out} is a file: give a folder")
@@ -58,7 +66,7 @@ def lock_folder(out: Path, recipe: TrainRecipe, *, resume: bool) -> Iterator[Non
     try:
         sweep(out)  # a killed run leaves its temporary file
         if newest_checkpoint(out):
-            _check_same_run(out, recipe, resume=resume)
+            _check_same_run(out, recipe, origins, resume=resume)
         yield
     finally:
         lock.release()
@@ -69,9 +77,10 @@ def lock_folder(out: Path, recipe: TrainRecipe, *, resume: bool) -> Iterator[Non
                     out.rmdir()
 
 
-def claim(out: Path, recipe: TrainRecipe) -> None:
-    """Write the recipe into the locked folder of a run, which then belongs to it."""
+def claim(out: Path, recipe: TrainRecipe, origins: Mapping[str, str]) -> None:
+    """Write the recipe and what the run reads into its locked folder, which then belongs to it."""
     write_atomic(out / _MARKER, recipe.digest().encode())  # first: a folder with files and no marker is not a run
+    write_atomic(out / ORIGINS, (json.dumps(origins, indent=1) + "\n").encode())
     write_atomic(out / RECIPE, recipe.to_toml().encode())
 
 
@@ -84,11 +93,16 @@ def newest_checkpoint(out: Path) -> Path | None:
     return next((path for path in (out / LAST, out / PREVIOUS) if path.exists()), None)
 
 
-def _check_same_run(out: Path, recipe: TrainRecipe, *, resume: bool) -> None:
+def _check_same_run(out: Path, recipe: TrainRecipe, origins: Mapping[str, str], *, resume: bool) -> None:
     if (out / _MARKER).read_text(errors="replace") != recipe.digest():
         raise UsageError(f"{out} holds a run with other settings{_differences(out, recipe)}: give another --out")
     if not resume:
         raise UsageError(f"{out} already holds a run: add --resume to continue it, or give another --out")
+    if changed := changed_origins(out, origins):
+        raise UsageError(
+            f"{out} holds a run that read something else as {', '.join(changed)}: give the same data and weights, or "
+            "another --out"
+        )
 
 
 def changed_settings(out: Path, recipe: TrainRecipe) -> list[str]:
@@ -101,6 +115,21 @@ def changed_settings(out: Path, recipe: TrainRecipe) -> list[str]:
         {**each.decisive(), "schedule.epochs": each.schedule.epochs} for each in (load(str(out / RECIPE)), recipe)
     )
     return [f"{key} was {theirs.get(key)!r} and is now {ours[key]!r}" for key in ours if ours[key] != theirs.get(key)]
+
+
+def changed_origins(out: Path, origins: Mapping[str, str]) -> list[str]:
+    """List where the run in a folder read other data or weights than these.
+
+    What is not known of the run is not compared, and neither are weights that are gone: loading them reports that.
+    """
+    try:
+        theirs = json.loads((out / ORIGINS).read_bytes())
+    except (OSError, ValueError):
+        return []
+    if not isinstance(theirs, dict):
+        return []
+    keys = {key for key in theirs if key in origins or key.startswith("data.")} | origins.keys()
+    return [key for key in sorted(keys) if theirs.get(key) != origins.get(key)]
 
 
 def _differences(out: Path, recipe: TrainRecipe) -> str:

@@ -25,6 +25,7 @@ from animesion_training.distributed import DistributedContext
 from animesion_training.engine import checkpoint, norms, optim, plan, runs, setup, texts
 from animesion_training.engine.feed import feed
 from animesion_training.engine.meter import DivergedError, Meter
+from animesion_training.engine.origins import origins
 from animesion_training.engine.update import StepReport, Update
 from animesion_training.engine.validation import Evaluator
 from animesion_training.engine.watcher import Watcher
@@ -165,7 +166,7 @@ class Trainer:
     def _open_log(self, stack: contextlib.ExitStack) -> None:
         """Claim the folder and open the log in the first process, once the first step has gone well."""
         if self.context.is_main and self._log is None:
-            runs.claim(self.out, self.recipe)
+            runs.claim(self.out, self.recipe, origins(self.recipe, self.data))
             self._log = stack.enter_context(contextlib.closing(runs.Log(self.out, self.recipe, self._resumed_at)))
 
     def _epoch(self, stack: contextlib.ExitStack) -> None:

@@ -38,8 +38,7 @@ def package_weights(given: str, architecture: str) -> Checkpoint:
     Raises:
         UsageError: the package is not installed, it has no weight file or several, or the file is unusable.
     """
-    name, _, wanted = given.removeprefix(PREFIX).partition("/")
-    path = _weight_file(name, wanted)
+    path = weight_file(given)
     found = read_checkpoint(path)
     if not path.name.endswith(_ORDERED):
         return found
@@ -86,7 +85,9 @@ def _classes(given: Mapping[str, Tensor]) -> int | None:
     return int(last[0].shape[0]) if linear else None
 
 
-def _weight_file(name: str, wanted: str) -> Path:
+def weight_file(given: str) -> Path:
+    """The weight file of an installed package; see `package_weights` for the argument and the errors."""
+    name, _, wanted = given.removeprefix(PREFIX).partition("/")
     try:
         distribution = metadata.distribution(name)
     except (metadata.PackageNotFoundError, ValueError):
