@@ -20,7 +20,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -29,21 +29,17 @@ from animesion.config.settings import Section
 from animesion.errors import BusyError, UsageError
 from animesion.storage.workspace import sweep, write_atomic
 from animesion_training import recipe as recipes
+from animesion_training.analysis.cost_plot import cost_figure
 from animesion_training.data import DataSplits
 from animesion_training.engine import loop, runs, setup
 from animesion_training.engine.origins import origins
 from animesion_training.engine.watcher import Watcher
 from animesion_training.recipe import Name, TrainRecipe
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
 _SEED, _VARIANT = "run.seed", "variant"
 _MOST_RUNS = 10_000
 #: Seconds before a process looks again whether another one has finished its run.
 _PAUSE = 5.0
-#: Largest cost over smallest one from which costs have a logarithmic axis.
-_WIDE = 5
 #: What `choose` compares: values of an epoch, of which a run has those that fit its data.
 _VALIDATIONS = ("val_top_1", "val_map_at_r", "val_map")
 #: Metrics of the table, by their names in `report/evaluation.json`.
@@ -213,7 +209,8 @@ def run(
     write_atomic(out / "table.json", (json.dumps(rows, indent=1, ensure_ascii=False) + "\n").encode())
     write_atomic(out / "table.csv", _csv(rows).encode())
     image = io.BytesIO()
-    cost_figure(study, rows).savefig(image, format="png", metadata={"Software": None})
+    labels = [", ".join(str(row[key]) for key in (_VARIANT, *study.grid) if key in row) for row in rows]
+    cost_figure(study.name, rows, labels).savefig(image, format="png", metadata={"Software": None})
     write_atomic(out / "accuracy-cost.png", image.getbuffer())
     return rows
 
@@ -366,50 +363,6 @@ def table(done: Sequence[Cell], out: Path) -> list[dict[str, Any]]:
         row |= {"parameters": counted.parameters, "multiply_adds": counted.multiply_adds}
         rows.append(row)
     return rows
-
-
-def unit_of_cost(rows: Sequence[Mapping[str, Any]]) -> tuple[str, float]:
-    """The unit in which multiply-adds are shown, and its size: `M` where all are below 1 G, else `G`."""
-    return ("G", 1e9) if max(row["multiply_adds"] for row in rows) >= 1e9 else ("M", 1e6)
-
-
-def cost_figure(study: Study, rows: Sequence[Mapping[str, Any]]) -> Figure:
-    """Plot top-1 against multiply-adds, one point per row of `table`, with a bar of one deviation where runs differ.
-
-    Args:
-        study: the study.
-        rows: of its table, at least one.
-    """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
-
-    figure = Figure(figsize=(7, 5), dpi=120, layout="constrained", facecolor="white")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    unit, scale = unit_of_cost(rows)
-    repeated = any(row["runs"] > 1 for row in rows)
-    for row in rows:
-        cost, accuracy = row["multiply_adds"] / scale, 100 * row["top_1"]
-        # of one run there is no deviation
-        deviation = 100 * row["top_1_deviation"] if row["runs"] > 1 else None
-        axes.errorbar(cost, accuracy, deviation, marker="o", capsize=3, color="#2f6fb3")
-        label = ", ".join(str(row[key]) for key in (_VARIANT, *study.grid) if key in row)
-        axes.annotate(label, (cost, accuracy), xytext=(6, 4), textcoords="offset points", fontsize=8, parse_math=False)
-    bars = "; bars are one deviation" if repeated else ""
-    axes.set(xlabel=f"{unit} multiply-adds per image", ylabel=f"test top-1 (%){bars}")
-    costs = [row["multiply_adds"] / scale for row in rows]
-    axes.margins(x=0.25, y=0.15)
-    for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_locator(MaxNLocator(steps=[1, 2, 5, 10]))
-    if max(costs) >= _WIDE * min(costs):
-        axes.set_xscale("log")
-        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=12))
-        axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
-    axes.set_title(study.name, parse_math=False)
-    axes.grid(color="#e6e8eb")
-    return figure
 
 
 def _leaves(values: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:

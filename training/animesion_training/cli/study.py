@@ -23,7 +23,7 @@ def study(file: Path, data: str, out: Path, device: str, table: bool, as_json: b
 
     check_exists(file, data)
     with torch_required():
-        from animesion_training.analysis import study
+        from animesion_training.analysis import cost_plot, study
         from animesion_training.cli.progress import screen
 
     chosen = study.load(file)
@@ -42,7 +42,7 @@ def study(file: Path, data: str, out: Path, device: str, table: bool, as_json: b
 
     keys = [key for key in ("variant", *chosen.grid, *chosen.choose) if key != "run.seed" and key in rows[0]]
     grid = Table(title=f"{chosen.name}: test split", title_justify="left", box=None, pad_edge=False)
-    unit, scale = study.unit_of_cost(rows)
+    unit, scale = cost_plot.unit_of_cost(rows)
     for name in [*keys, "runs", "top-1 %", "top-5 %", "macro %", "M parameters", f"{unit} multiply-adds"]:
         grid.add_column(escape(name), justify="left" if name in keys else "right")
     for row in rows:
