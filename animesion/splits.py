@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -38,6 +39,61 @@ SPLIT_NAMES = {
     "test": "test",
     "testing": "test",
 }
+#: Words beside a split's name that say nothing of classes, as in `test_images` and `training_set`.
+_PLAIN_WORDS = frozenset(
+    {
+        *(
+            "image",
+            "images",
+            "img",
+            "imgs",
+            "pic",
+            "pics",
+            "picture",
+            "pictures",
+            "photo",
+            "photos",
+            "jpg",
+            "jpeg",
+            "png",
+        ),
+        *("crop", "crops", "cropped", "resized", "raw", "data", "dataset", "set", "split", "folder"),
+    }
+)
+_JOINED_WORD = re.compile(rf"({'|'.join(SPLIT_NAMES)})(?:images?|imgs?|data|set)")
+_WORD = re.compile(r"[^\W\d_]+|\d+")
+
+
+def split_in_name(name: str) -> tuple[str, tuple[str, ...]]:
+    """The split that a name has among its words, and the other words that may name classes, in lower case.
+
+    `training_set` is `train` with no words, `seg_test` is `test` with `seg`; numbers are no words. The split is empty
+    where there is none, or several.
+    """
+    spaced = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name)
+    words = [_JOINED_WORD.sub(r"\1", word) for word in _WORD.findall(spaced.lower())]
+    found = {SPLIT_NAMES[word] for word in words if word in SPLIT_NAMES}
+    rest = tuple(
+        word for word in words if word not in SPLIT_NAMES and word not in _PLAIN_WORDS and not word.isdecimal()
+    )
+    return (found.pop(), rest) if len(found) == 1 else ("", rest)
+
+
+def split_folders(names: Collection[str]) -> dict[str, str]:
+    """The folders among others that are named after a split, each with it.
+
+    Names such as `test_images` count where two splits are named, and so do `seg_train` and `seg_test` together. Else
+    they may be classes, and `train` and its like count alone.
+    """
+    exact = {name: SPLIT_NAMES[name.lower()] for name in names if name.lower() in SPLIT_NAMES}
+    parsed = {name: split_in_name(name) for name in names if name not in exact}
+    alike: dict[tuple[str, ...], set[str]] = {}
+    for split, rest in parsed.values():
+        if split:
+            alike.setdefault(rest, set()).add(split)
+    loose = {name: split for name, (split, rest) in parsed.items() if split and (not rest or len(alike[rest]) > 1)}
+    found = exact | loose
+    return found if len(set(found.values())) > 1 else exact
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
+from animesion.splits import split_in_name
+
 #: Reads files by their paths.
 Contents = Callable[[Sequence[str]], Iterable[bytes]]
 
@@ -126,7 +128,13 @@ def find_mask(images: Sequence[str]) -> str:
 
 def are_containers(classes: Sequence[str]) -> bool:
     """Whether folders hold images of all classes, as far as their names tell: there is one, or any is named so."""
-    return len(classes) < 2 or any(_CONTAINER.fullmatch(name) for name in classes)
+    return len(classes) < 2 or any(map(is_container, classes))
+
+
+def is_container(name: str) -> bool:
+    """Whether a folder holds images of all classes, as far as its name tells: `images`, `train2017`, `test_images`."""
+    split, others = split_in_name(name)
+    return bool(_CONTAINER.fullmatch(name)) or bool(split and not others)
 
 
 def _read(paths: Iterable[str], contents: Contents) -> Iterator[tuple[str, bytes]]:

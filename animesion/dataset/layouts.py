@@ -11,77 +11,16 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import PurePosixPath
 
-from animesion.dataset import box_files, sidecars, text_tables
+from animesion.dataset import box_files, image_tables, sidecars, table_layouts
 from animesion.dataset.box_files import Contents
 from animesion.dataset.path_parts import parts_of, suffix_of
+from animesion.dataset.readings import Layout, Reading, is_image, layout_of, listed
 from animesion.errors import UsageError
-from animesion.splits import SPLIT_NAMES
-from animesion.wording import amount
-
-#: Suffixes of image files, in lower case; what is not among them inside a class folder is listed all the same.
-IMAGE_SUFFIXES = frozenset(
-    {
-        *(".apng", ".avif", ".bmp", ".dib", ".gif", ".heic", ".heif", ".ico", ".j2k", ".jfif", ".jp2", ".jpe", ".jpeg"),
-        *(".jpg", ".jxl", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".psd", ".tga", ".tif", ".tiff", ".webp"),
-    }
-)
+from animesion.splits import SPLIT_NAMES, split_folders
 
 #: Side files of annotations that name no class of an image: a folder of these is not read as classes.
 _ANNOTATION_FOLDERS = frozenset({"labels", "annotations", "masks", "bboxes"})
-
-#: Classes and files that a sentence names.
-_NAMED = 4
-
-
-@dataclass(frozen=True, slots=True)
-class Reading:
-    """The reading of one file.
-
-    Attributes:
-        labels: class names; none for an image that is in no class, several where a side file lists several.
-        split: `train`, `val` or `test`; empty where the layout has no splits.
-        group: images of one group belong together; empty for none.
-        fields: further values of a side file: `rating`, `author`, `page_url`, `file_url`, `md5`, `licence`.
-    """
-
-    labels: tuple[str, ...] = ()
-    split: str = ""
-    group: str = ""
-    fields: Mapping[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Layout:
-    """How a tree of files is read.
-
-    Attributes:
-        by: what the classes come from: `folder`, `pattern`, or the name of the side files.
-        root: folders that all images lie below, `a/b`; empty for none.
-        readings: path -> reading, for every file that counts, images or not.
-        left_out: paths of files that belong to no class: stray files, side files, annotations.
-        summary: one sentence with what was understood, and the option that changes it.
-        sidecars: paths of the files per image that were read, hidden or not.
-    """
-
-    by: str
-    root: str
-    readings: dict[str, Reading]
-    left_out: list[str]
-    summary: str
-    sidecars: frozenset[str] = frozenset()
-
-    @property
-    def classes(self) -> list[str]:
-        """Class names, sorted."""
-        return sorted({label for reading in self.readings.values() for label in reading.labels})
-
-    @property
-    def splits(self) -> list[str]:
-        """Splits in the order train, val, test; empty where the layout has none."""
-        found = {reading.split for reading in self.readings.values()}
-        return [split for split in ("train", "val", "test") if split in found]
 
 
 def understand(
@@ -93,12 +32,15 @@ def understand(
     pattern: str = "",
     hidden: Sequence[str] = (),
     encoding: str = "",
+    table: str = "",
+    label_column: str = "",
 ) -> Layout:
     """Read a tree of files as classes and splits.
 
     Known are, in this order: a pattern; a label level; `metadata.csv`, `.jsonl`, `.parquet` or `_classes.csv` beside
     the images; split folders of class folders; class folders with split folders in them; class folders; flat folders
-    whose images have JSON sidecars with character tags.
+    whose images have JSON sidecars with character tags. Where other tables list the images, and the folders are not of
+    classes, these tables decide.
 
     Args:
         paths: of the files, with slashes, relative to the place; hidden ones left out.
@@ -109,6 +51,8 @@ def understand(
         pattern: regular expression for whole paths with a group named `class`, and maybe `split` and `group`.
         hidden: paths of hidden files, among which sidecars may be.
         encoding: legacy encoding of tables beside the images; empty to recognise it.
+        table: path of the table that lists images and classes; empty to find out.
+        label_column: its column of classes; empty to find out.
 
     Raises:
         UsageError: there are no images, no classes, or two readings that are equally good.
@@ -117,23 +61,60 @@ def understand(
     # files without a suffix are images where nothing else is, and a LICENSE otherwise
     images = images or [path for path in paths if not suffix_of(path)]
     if not images:
-        raise UsageError(f"{where} holds no image files: an image ends in .jpg, .png, .webp or the like")
+        raise UsageError(f"{where} holds no image files: {_other_source(paths)}")
     side = sidecars.of_images(images, [*paths, *hidden])
     tables = sidecars.tables(paths)
     if pattern:
         layout = _by_pattern(paths, images, side, pattern, where)
     elif label_level:
         layout = _by_level(paths, side, label_level, where)
+    elif table:
+        if table not in paths:
+            raise UsageError(f"{where} has no file {table}, which source.table names")
+        [content] = contents([table])
+        chosen = image_tables.read(table, content, images, f"{where}/{table}", encoding, label_column)
+        layout = table_layouts.by_image_tables(paths, images, side, [chosen], where)
     elif tables:
-        layout = _by_tables(paths, images, side, tables, contents, where, encoding)
+        layout = table_layouts.by_metadata(paths, images, side, tables, contents, where, encoding, label_column)
     else:
-        return _by_folder(paths, images, side, contents, where, box_files.find(images, paths, contents))
+        return _by_folder_or_table(paths, images, side, contents, where, encoding, label_column)
     return _with_fields(layout, side, contents)
 
 
-def is_image(path: str) -> bool:
-    """Whether a file is an image by the suffix of its name."""
-    return suffix_of(path).lower() in IMAGE_SUFFIXES
+def _by_folder_or_table(
+    paths: Sequence[str],
+    images: Sequence[str],
+    side: Mapping[str, str],
+    contents: Contents,
+    where: str,
+    encoding: str,
+    label_column: str,
+) -> Layout:
+    found = image_tables.find(paths, images, side, contents, where, encoding, label_column)
+    if label_column and not found:
+        raise UsageError(f"{where} has no table of images with a column {label_column!r}: correct source.label_column")
+    if label_column:
+        layout = table_layouts.by_image_tables(paths, images, side, found, where)
+        return _with_fields(layout, side, contents)
+    try:
+        layout = _by_folder(paths, images, side, contents, where, box_files.find(images, paths, contents))
+    except UsageError:  # the folders are none of classes, or may be read in two ways
+        if not found:
+            raise
+        layout = table_layouts.by_image_tables(paths, images, side, found, where)
+        return _with_fields(layout, side, contents)
+    weighed = table_layouts.weighed(layout, paths, images, side, found, where)
+    return weighed if weighed.by == layout.by else _with_fields(weighed, side, contents)
+
+
+def _other_source(paths: Sequence[str]) -> str:
+    """What reads the files of a place without images."""
+    suffixes = {suffix_of(path).lower() for path in paths}
+    if ".parquet" in suffixes:
+        return "set source.kind=parquet to read images in Parquet files"
+    if ".tar" in suffixes:
+        return "set source.kind=webdataset to read shards, or source.path to one .tar of class folders"
+    return "an image ends in .jpg, .png, .webp or the like"
 
 
 # -- by folder -------------------------------------------------------------------------------------------------------
@@ -181,28 +162,34 @@ def _folders(
         return _flat(paths, images, side, contents, where)
     levels = _levels(folders, tops, where)
     readings: dict[str, Reading] = {}
+    named = {label for path in images if path in inside and (label := levels.label_of(inside[path]))}
     left_out = [path for path in paths if path not in inside]
     for path, parts in inside.items():
         if path in side:
             continue  # a sidecar: it is read with its image
-        label = parts[levels.label] if len(parts) > levels.label + 1 else ""
-        split = SPLIT_NAMES.get(parts[levels.split].lower(), "") if levels.split is not None and len(parts) > 1 else ""
-        if not label and path not in known:
-            left_out.append(path)  # a README beside the classes
+        label = levels.label_of(parts)
+        split = levels.splits.get(parts[levels.split], "") if levels.split is not None and len(parts) > 1 else ""
+        if label not in named and path not in known:
+            left_out.append(path)  # a README beside the classes, or in a folder without images
         elif levels.split is not None and not split:
             left_out.append(path)
         else:
             readings[path] = Reading((label,) if label else (), split)
-    layout = _layout("folder", readings, left_out, root, "source.label_level or source.pattern reads them otherwise")
+    layout = layout_of("folder", readings, left_out, root, "source.label_level or source.pattern reads them otherwise")
     return _with_fields(layout, side, contents)
 
 
 @dataclass(frozen=True)
 class _Levels:
-    """Which of a path's folders is the class and which the split, from 0."""
+    """Which of a path's folders is the class and which the split, from 0, and the folders of splits."""
 
     label: int
-    split: int | None
+    split: int | None = None
+    splits: Mapping[str, str] = field(default_factory=dict)
+
+    def label_of(self, parts: tuple[str, ...]) -> str:
+        """The class of a file by the parts of its path; empty for none."""
+        return parts[self.label] if len(parts) > self.label + 1 else ""
 
 
 def _levels(folders: Sequence[tuple[str, ...]], tops: Counter[str], where: str) -> _Levels:
@@ -213,39 +200,48 @@ def _levels(folders: Sequence[tuple[str, ...]], tops: Counter[str], where: str) 
         tops: images below each first folder.
         where: the place, for messages.
     """
-    named = [top for top in tops if top.lower() in SPLIT_NAMES]
-    others = [top for top in tops if top.lower() not in SPLIT_NAMES and top.lower() not in _ANNOTATION_FOLDERS]
+    splits = split_folders(tops)
+    named = list(splits)
+    others = [top for top in tops if top not in splits and top.lower() not in _ANNOTATION_FOLDERS]
     inner = [parts for parts in folders if len(parts) > 1]
     if named and not others:
         if not inner:
             raise UsageError(
-                f"{where}: images lie directly in {_listed(sorted(named))}, in no class folder: add a metadata.csv "
+                f"{where}: images lie directly in {listed(sorted(named))}, in no class folder: add a metadata.csv "
                 "with the columns file_name and label, or set source.label_level=1 if these are the classes"
             )
-        return _Levels(1, 0)
-    if others and {SPLIT_NAMES[top.lower()] for top in named} >= {"train", "test"} and _share_classes(inner, named):
+        return _Levels(_class_level(inner), 0, splits)
+    if others and set(splits.values()) >= {"train", "test"} and _share_classes(inner, splits):
+        level = _class_level([parts for parts in inner if parts[0] in splits]) + 1
         raise UsageError(
-            f"{where} can be read in two ways: splits {_listed(sorted(named))} with {_listed(sorted(others))} beside "
-            f"them, or {len(tops)} classes. Move the other folders away, or set source.label_level=2 or =1"
+            f"{where} can be read in two ways: splits {listed(sorted(named))} with {listed(sorted(others))} beside "
+            f"them, or {len(tops)} classes. Move the other folders away, or set source.label_level={level} or =1"
         )
-    below = {parts[1].lower() for parts in inner}
-    if len(inner) == len(folders) and below <= SPLIT_NAMES.keys() and len({SPLIT_NAMES[name] for name in below}) > 1:
-        return _Levels(0, 1)
+    below = {parts[1] for parts in inner}
+    inner_splits = split_folders(below)
+    if len(inner) == len(folders) and below == inner_splits.keys() and len(set(inner_splits.values())) > 1:
+        return _Levels(0, 1, inner_splits)
     if _is_two_levels_of_names(folders):
         second = {parts[1] for parts in folders}
         raise UsageError(
-            f"{where} can be read in two ways: {len(tops):,} classes by the first folder ({_listed(sorted(tops))}), or "
-            f"{len(second):,} by the second ({_listed(sorted(second))}): set source.label_level=1 or =2"
+            f"{where} can be read in two ways: {len(tops):,} classes by the first folder ({listed(sorted(tops))}), or "
+            f"{len(second):,} by the second ({listed(sorted(second))}): set source.label_level=1 or =2"
         )
-    return _Levels(0, None)
+    return _Levels(0)
 
 
-def _share_classes(inner: Iterable[tuple[str, ...]], named: Sequence[str]) -> bool:
-    """Whether the same folder names stand below several split folders."""
-    below = defaultdict(set)
+def _class_level(inner: Sequence[tuple[str, ...]]) -> int:
+    """The level of classes below folders of splits: 2 where archives were unpacked into folders of their names."""
+    repeated = all(parts[0] == parts[1] for parts in inner) and any(len(parts) > 2 for parts in inner)
+    return 2 if repeated else 1
+
+
+def _share_classes(inner: Iterable[tuple[str, ...]], splits: Mapping[str, str]) -> bool:
+    """Whether the same folder names stand below folders of several splits."""
+    below: dict[str, set[str]] = defaultdict(set)
     for parts in inner:
-        if parts[0] in named:
-            below[SPLIT_NAMES[parts[0].lower()]].add(parts[1])
+        if parts[0] in splits:
+            below[splits[parts[0]]].update(parts[1:])
     return len(below) > 1 and bool(set.intersection(*below.values()))
 
 
@@ -288,7 +284,7 @@ def _common_root(images: Sequence[str], where: str) -> str:
                 return "/".join(root)
             raise UsageError(
                 f"{where} can be read in two ways: 1 class {top}, or {len(deeper):,} classes below it "
-                f"({_listed(sorted(deeper))}) with images beside them: set source.label_level={depth + 1} or "
+                f"({listed(sorted(deeper))}) with images beside them: set source.label_level={depth + 1} or "
                 f"={depth + 2}"
             )
         root.append(top)
@@ -315,7 +311,7 @@ def _flat(
             "or add a metadata.csv with the columns file_name and label"
         )
     left_out = [path for path in paths if path not in readings and path not in side]
-    layout = _layout("sidecar", readings, left_out, "", "class folders or a metadata.csv would come first")
+    layout = layout_of("sidecar", readings, left_out, "", "class folders or a metadata.csv would come first")
     return replace(layout, sidecars=frozenset(read.names))
 
 
@@ -328,10 +324,10 @@ def _by_level(paths: Sequence[str], side: Mapping[str, str], level: int, where: 
     labels = {path: parts[index] for path, parts in folders.items() if -len(parts) <= index < len(parts)}
     if not labels:
         raise UsageError(f"{where} has no folder at source.label_level={level}: no path is that deep")
-    split_level = _split_level([folders[path] for path in labels], index)
+    split_level, splits = _split_level([folders[path] for path in labels], index)
     readings = {}
     for path, label in labels.items():
-        split = SPLIT_NAMES[folders[path][split_level].lower()] if split_level is not None else ""
+        split = splits[folders[path][split_level]] if splits else ""
         readings[path] = Reading((label,), split)
     left_out = []
     for path in folders.keys() - labels.keys():
@@ -339,17 +335,18 @@ def _by_level(paths: Sequence[str], side: Mapping[str, str], level: int, where: 
             readings[path] = Reading()
         else:
             left_out.append(path)
-    return _layout("folder", readings, left_out, "", f"by source.label_level={level}")
+    return layout_of("folder", readings, left_out, "", f"by source.label_level={level}")
 
 
-def _split_level(folders: Sequence[tuple[str, ...]], label: int) -> int | None:
-    """The level above or below the class at which every folder is named after a split; None if there is none."""
+def _split_level(folders: Sequence[tuple[str, ...]], label: int) -> tuple[int, Mapping[str, str]]:
+    """The level above or below the class at which every folder is named after a split, and their splits; else none."""
     for level in range(min(len(parts) for parts in folders)):
-        names = {parts[level].lower() for parts in folders}
+        names = {parts[level] for parts in folders}
         is_label = any(level == (label if label >= 0 else len(parts) + label) for parts in folders)
-        if names <= SPLIT_NAMES.keys() and not is_label:
-            return level
-    return None
+        splits = split_folders(names)
+        if names == splits.keys() and not is_label:
+            return level, splits
+    return 0, {}
 
 
 def _by_pattern(
@@ -374,52 +371,7 @@ def _by_pattern(
             f"source.pattern finds the split {sorted(unknown)[0]!r}, which is no name of train, val or test"
         )
     left_out = [path for path in paths if path not in readings and path not in side]
-    return _layout("pattern", readings, left_out, "", "by source.pattern")
-
-
-# -- by tables beside the images -------------------------------------------------------------------------------------
-
-
-def _by_tables(
-    paths: Sequence[str],
-    images: Sequence[str],
-    side: Mapping[str, str],
-    tables: Sequence[str],
-    contents: Contents,
-    where: str,
-    encoding: str,
-) -> Layout:
-    known = set(images)
-    readings: dict[str, Reading] = {}
-    missing: list[str] = []
-    notes: list[str] = []
-    for table, content in zip(tables, contents(tables), strict=True):
-        folder = PurePosixPath(table).parent
-        folder_split = SPLIT_NAMES.get(folder.name.lower(), "")
-        if not table.endswith(".parquet"):
-            notes += filter(None, [text_tables.encoding_note(content, table, encoding)])
-        for row in sidecars.read_table(table, content, where, encoding):
-            path = str(folder / row.file_name)
-            if path not in known:
-                missing.append(path)
-                continue
-            reading = Reading(row.labels, row.split or folder_split, row.group, row.fields)
-            if path in readings and readings[path].labels != reading.labels:
-                labels = sorted({*readings[path].labels, *reading.labels})
-                reading = Reading(tuple(labels), reading.split, reading.group, reading.fields)
-            readings[path] = reading
-    if not readings:
-        raise UsageError(
-            f"{where}: {tables[0]} names no file that is there, such as {missing[0] if missing else '?'!r}: its column "
-            "file_name counts from the folder that holds it"
-        )
-    unlabelled = [path for path in images if path not in readings]
-    readings |= dict.fromkeys(unlabelled, Reading())
-    left_out = [path for path in paths if path not in readings and path not in side and path not in tables]
-    notes += [f"images in no row: {len(unlabelled):,}"] if unlabelled else []
-    notes += [f"rows of missing files: {len(missing):,}"] if missing else []
-    name = PurePosixPath(tables[0]).name
-    return _layout(name, readings, left_out, "", "; ".join([*notes, "source.label_level takes folders instead"]))
+    return layout_of("pattern", readings, left_out, "", "by source.pattern")
 
 
 # -- in words --------------------------------------------------------------------------------------------------------
@@ -432,24 +384,3 @@ def _with_fields(layout: Layout, side: Mapping[str, str], contents: Contents) ->
         reading = layout.readings[path]
         layout.readings[path] = replace(reading, fields={**sidecar.fields, **reading.fields})
     return replace(layout, sidecars=frozenset(read.names))
-
-
-def _layout(by: str, readings: dict[str, Reading], left_out: Sequence[str], root: str, hint: str) -> Layout:
-    layout = Layout(by, root, readings, sorted(left_out), "")
-    classes, splits = layout.classes, layout.splits
-    words = [amount(len(classes), "class", "classes")]
-    words[0] += f" in splits {'/'.join(splits)}" if splits else ""
-    words[0] += f", by {by}"
-    words[0] += f" below {root}/" if root else ""
-    if left_out:
-        named = _listed(sorted(map(repr, left_out)))  # an archive among them holds images that are not read
-        words.append(f"{amount(len(left_out), 'file')} beside the classes left out, {named}")
-    without = sum(not reading.labels for reading in readings.values())
-    if without:
-        words.append(amount(without, "image has no class", "images have no class"))
-    return Layout(by, root, readings, sorted(left_out), f"{'; '.join(words)} ({hint})")
-
-
-def _listed(names: Sequence[str]) -> str:
-    shown = ", ".join(names[:_NAMED])
-    return f"{shown}, ..." if len(names) > _NAMED else shown

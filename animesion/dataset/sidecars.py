@@ -25,8 +25,8 @@ _SUFFIXES = (".json", ".txt", ".caption")
 _MOST_JSON = 1 << 20  # bytes; a post's metadata is some thousand
 
 _FILE = ("file_name", "filename", "file", "path", "image", "image_path", "image_file")
-_LABEL = ("label", "class", "class_name", "category", "character", "species", "cultivar", "labels")
-_SPLIT = ("split", "subset", "partition", "set")
+LABEL_COLUMNS = ("label", "class", "class_name", "category", "character", "species", "cultivar", "labels")
+SPLIT_COLUMNS = ("split", "subset", "partition", "set")
 _GROUP = ("group", "post", "post_id", "work", "family")
 
 #: Keys of a post's character tags, the surest first.
@@ -148,8 +148,8 @@ def _tags(value: Any) -> tuple[str, ...]:
 # -- tables ----------------------------------------------------------------------------------------------------------
 
 
-def read_table(path: str, content: bytes, place: str, encoding: str = "") -> Iterator[TableRow]:
-    """The rows of a table beside images; `encoding` as in `text_tables.text_of`.
+def read_table(path: str, content: bytes, place: str, encoding: str = "", label_column: str = "") -> Iterator[TableRow]:
+    """The rows of a table beside images; `encoding` as in `text_tables.text_of`, no `label_column` to find it.
 
     Raises:
         UsageError: it has no column for files or none for labels, or cannot be read.
@@ -168,14 +168,18 @@ def read_table(path: str, content: bytes, place: str, encoding: str = "") -> Ite
         header = next(lines, [])
         records = [dict(zip(header, cells, strict=False)) for cells in lines]
     header = list(dict.fromkeys(key for record in records for key in record))
-    file_key, label_key = _column(header, _FILE), _column(header, _LABEL)
+    file_key, label_key = _column(header, _FILE), _column(header, LABEL_COLUMNS)
     if file_key is None:
         raise UsageError(f"{where} has no column file_name, so its rows belong to no image: name the column so")
     rest = [key for key in header if key != file_key]
+    if label_column:
+        label_key = _column(header, [label_column])
+        if label_key is None:
+            raise UsageError(f"{where} has no column {label_column!r} (its columns are {', '.join(header[:8])})")
     label_key = label_key or (rest[0] if len(rest) == 1 else None)
     if label_key is None:
         raise UsageError(f"{where} has no column label (its columns are {', '.join(header[:8])}): name one so")
-    split_key, group_key = _column(header, _SPLIT), _column(header, _GROUP)
+    split_key, group_key = _column(header, SPLIT_COLUMNS), _column(header, _GROUP)
     for record in records:
         if not record.get(file_key):
             continue

@@ -6,7 +6,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
-from animesion.dataset import layouts
+from animesion.dataset import layouts, readings
 from animesion.sources.file_tree import FileTree
 
 #: Larger files are no images; they are counted all the same.
@@ -42,9 +42,9 @@ def read(root: Path) -> ClassFolders:
         hidden=[entry.name for entry in listing.hidden],
     )
     splits: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
-    named = any(layouts.is_image(path) for path in layout.readings)  # else images have no suffix
+    named = any(readings.is_image(path) for path in layout.readings)  # else images have no suffix
     for path, reading in layout.readings.items():
-        if reading.labels and (layouts.is_image(path) or not named):
+        if reading.labels and (readings.is_image(path) or not named):
             splits[reading.split or "all"][reading.labels[0]].append(path)
     order = [split for split in ("train", "val", "test", "all") if split in splits]
     return ClassFolders(

@@ -12,13 +12,14 @@ import re
 import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from typing import ClassVar
+from typing import ClassVar, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from animesion.config.settings import Section
 from animesion.dataset import layouts
 from animesion.dataset.path_parts import stem_of
+from animesion.dataset.readings import Layout, Reading
 from animesion.errors import UsageError
 from animesion.schemas import DropReason, Item, Payload
 from animesion.sources import clean_text, families, file_key, stamps
@@ -45,6 +46,12 @@ class FolderOptions(Section):
         description="regular expression for paths below the path, with a group named `class`, and maybe `split` and "
         "`group`, such as '(?P<split>[^/]+)/(?P<class>[^/]+)/.*'",
     )
+    table: str = Field(
+        "",
+        description="path below the path of the table (.csv, .tsv or .txt) that lists images and classes; empty to "
+        "find it where folders are not of classes",
+    )
+    label_column: str = Field("", description="its column of classes; empty to find it")
     family: families.Family = "auto"
     encoding: str = Field(
         "",
@@ -52,6 +59,14 @@ class FolderOptions(Section):
         "such as cp932; empty to recognise it",
     )
     max_bytes: int = Field(64 * 1024 * 1024, ge=1, description="larger files are dropped unread")
+
+    @model_validator(mode="after")
+    def _has_one_reading(self) -> Self:
+        given = {"pattern": self.pattern, "label_level": self.label_level, "table": self.table or self.label_column}
+        chosen = [name for name, value in given.items() if value]
+        if len(chosen) > 1:
+            raise ValueError(f"{' and '.join(chosen)} read classes in different ways: give one of them")
+        return self
 
     @field_validator("pattern")
     @classmethod
@@ -96,6 +111,8 @@ class FolderSource:
             pattern=self.options.pattern,
             hidden=[entry.name for entry in listing.hidden],
             encoding=self.options.encoding,
+            table=self.options.table,
+            label_column=self.options.label_column,
         )
         self.notes += [layout.summary, *listing.notes, *listing.passed_over(layout.sidecars)]
         self._note_similar(layout.classes)
@@ -112,9 +129,9 @@ class FolderSource:
     def _tree(self) -> FileTree:
         return FileTree(self.options.path, self.options.max_bytes, self.options.encoding)
 
-    def _items(self, layout: layouts.Layout, entries: Iterable[Entry], prefix: str) -> Iterator[Item]:
+    def _items(self, layout: Layout, entries: Iterable[Entry], prefix: str) -> Iterator[Item]:
         """Items of the files that the layout counts, and of those with an unsafe name, which nothing may vanish for."""
-        unread = layouts.Reading()
+        unread = Reading()
         counted = [
             entry for entry in entries if entry.name in layout.readings or entry.failure == DropReason.UNSAFE_PATH
         ]

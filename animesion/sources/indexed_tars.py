@@ -20,7 +20,7 @@ from typing import Any, ClassVar
 from pydantic import Field
 
 from animesion.config.settings import Section
-from animesion.dataset import layouts, sidecars, text_tables
+from animesion.dataset import readings, sidecars, text_tables
 from animesion.errors import UsageError
 from animesion.schemas import DropReason, Item, Payload
 from animesion.sources import clean_text, families, file_key
@@ -239,7 +239,7 @@ def _listed(
     images, side = [], {}
     for name, facts in entries.items():
         file = _file(tar, name, facts, end, most)
-        if layouts.is_image(name):
+        if readings.is_image(name):
             images.append(file)
         elif not file.failure:
             side[file.name] = file

@@ -19,7 +19,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 
 from animesion.config.settings import Section
-from animesion.dataset import layouts
+from animesion.dataset import readings
 from animesion.errors import AnimesionError, UsageError
 from animesion.schemas import DropReason, Item, Payload
 from animesion.sources import clean_text, families, file_key, stamps
@@ -167,7 +167,7 @@ class WebDatasetSource:
         if self.options.image_member:
             wanted = self.options.image_member.lower().removeprefix(".")
             return wanted if wanted in fields else ""
-        images = [name for name in fields if f".{name.rpartition('.')[2]}" in layouts.IMAGE_SUFFIXES]
+        images = [name for name in fields if f".{name.rpartition('.')[2]}" in readings.IMAGE_SUFFIXES]
         plain = [name for name in images if "." not in name]  # `jpg`, rather than `mask.png`
         choice = plain or images
         if len(choice) > 1:

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from animesion.dataset import layouts
+from animesion.dataset import layouts, readings
 from animesion.errors import UsageError
 from animesion.sources import class_folders
 
 
-def understood(files: Iterable[str] | Mapping[str, bytes], **options: Any) -> layouts.Layout:
+def understood(files: Iterable[str] | Mapping[str, bytes], **options: Any) -> readings.Layout:
     contents = files if isinstance(files, Mapping) else dict.fromkeys(files, b"")
     return layouts.understand(list(contents), lambda paths: [contents[path] for path in paths], "set/", **options)
 

@@ -17,14 +17,14 @@ from hypothesis import strategies as st
 
 import animesion
 from animesion import sources
-from animesion.dataset import layouts
+from animesion.dataset import layouts, readings
 from animesion.errors import UsageError
 from animesion.schemas import Item
 from animesion.sources import class_folders
 from tests.conftest import draw
 
 
-def understood(files: Iterable[str] | Mapping[str, bytes], **options: Any) -> layouts.Layout:
+def understood(files: Iterable[str] | Mapping[str, bytes], **options: Any) -> readings.Layout:
     contents = files if isinstance(files, Mapping) else dict.fromkeys(files, b"")
     hidden = [path for path in contents if path.rpartition("/")[2].startswith(".")]
     return layouts.understand(
@@ -36,7 +36,7 @@ def understood(files: Iterable[str] | Mapping[str, bytes], **options: Any) -> la
     )
 
 
-def classes(layout: layouts.Layout) -> dict[str, tuple[str, str]]:
+def classes(layout: readings.Layout) -> dict[str, tuple[str, str]]:
     """Path -> class and split."""
     return {path: ("/".join(reading.labels), reading.split) for path, reading in layout.readings.items()}
 

@@ -1,0 +1,200 @@
+"""Classes by tables beside the images: `metadata.csv` and its like, and tables of any name that list images.
+
+The first kind is a convention, and decides. The second kind is weighed against the folders: these may be classes of
+which the table repeats the names, or `train_images`, of which only the table knows the classes.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import PurePosixPath
+
+from animesion.dataset import box_files, image_tables, sidecars, text_tables
+from animesion.dataset.box_files import Contents
+from animesion.dataset.image_tables import ImageTable
+from animesion.dataset.path_parts import parts_of
+from animesion.dataset.readings import Layout, Reading, layout_of, listed
+from animesion.errors import UsageError
+from animesion.splits import SPLIT_NAMES
+from animesion.wording import amount
+
+#: Share of the images in a folder that must have one class in a table for the folder to be that class.
+_AGREEMENT = 0.95
+
+
+def by_metadata(
+    paths: Sequence[str],
+    images: Sequence[str],
+    side: Mapping[str, str],
+    tables: Sequence[str],
+    contents: Contents,
+    where: str,
+    encoding: str,
+    label_column: str,
+) -> Layout:
+    """By `metadata.csv` and its like, as `sidecars.tables` finds them.
+
+    Raises:
+        UsageError: a table cannot be read, or none names an image.
+    """
+    known = set(images)
+    readings: dict[str, Reading] = {}
+    missing: list[str] = []
+    notes: list[str] = []
+    for table, content in zip(tables, contents(tables), strict=True):
+        folder = PurePosixPath(table).parent
+        folder_split = SPLIT_NAMES.get(folder.name.lower(), "")
+        if not table.endswith(".parquet"):
+            notes += filter(None, [text_tables.encoding_note(content, table, encoding)])
+        for row in sidecars.read_table(table, content, where, encoding, label_column):
+            path = str(folder / row.file_name)
+            if path not in known:
+                missing.append(path)
+                continue
+            reading = Reading(row.labels, row.split or folder_split, row.group, row.fields)
+            if path in readings and readings[path].labels != reading.labels:
+                labels = sorted({*readings[path].labels, *reading.labels})
+                reading = Reading(tuple(labels), reading.split, reading.group, reading.fields)
+            readings[path] = reading
+    if not readings:
+        raise UsageError(
+            f"{where}: {tables[0]} names no file that is there, such as {missing[0] if missing else '?'!r}: its column "
+            "file_name counts from the folder that holds it"
+        )
+    unlabelled = [path for path in images if path not in readings]
+    readings |= dict.fromkeys(unlabelled, Reading())
+    left_out = [path for path in paths if path not in readings and path not in side and path not in tables]
+    notes += [f"images in no row: {len(unlabelled):,}"] if unlabelled else []
+    notes += [f"rows of missing files: {len(missing):,}"] if missing else []
+    name = PurePosixPath(tables[0]).name
+    return layout_of(name, readings, left_out, "", "; ".join([*notes, "source.label_level takes folders instead"]))
+
+
+def by_image_tables(
+    paths: Sequence[str], images: Sequence[str], side: Mapping[str, str], tables: Sequence[ImageTable], where: str
+) -> Layout:
+    """By tables that list images, and nothing else: an image in no row has no class.
+
+    Raises:
+        UsageError: tables have different classes for an image.
+    """
+    labels = _merged(tables, where)
+    splits = {path: split for table in tables for path, split in table.splits.items()}
+    splits = splits or _folder_splits(list(labels))
+    readings = {path: Reading(labels.get(path, ()), splits.get(path, "")) for path in images}
+    return _read(readings, paths, side, tables)
+
+
+def weighed(
+    layout: Layout,
+    paths: Sequence[str],
+    images: Sequence[str],
+    side: Mapping[str, str],
+    tables: Sequence[ImageTable],
+    where: str,
+) -> Layout:
+    """A layout by folders, or by tables where the folders are none of classes.
+
+    Args:
+        layout: by folders.
+        paths: of all files.
+        images: of them.
+        side: sidecars.
+        tables: that list images.
+        where: the place, for messages.
+
+    Raises:
+        UsageError: folders and tables are classes alike, and not the same.
+    """
+    if layout.by != "folder" or not tables:
+        return layout
+    classes = layout.classes
+    containers = set(classes) if len(classes) < 2 else {name for name in classes if box_files.is_container(name)}
+    if not containers and _differing(tables):
+        return layout  # several kinds of labels, as of species and of genus, which are not the classes
+    labels = _merged(tables, where)
+    of_folder: dict[str, Counter[tuple[str, ...]]] = defaultdict(Counter)
+    for path, found in labels.items():
+        reading = layout.readings.get(path)
+        if reading and reading.labels and found:
+            of_folder[reading.labels[0]][found] += 1
+    clear = {name for name, counts in of_folder.items() if max(counts.values()) >= _AGREEMENT * counts.total()}
+    doubtful = {name for name in of_folder if name not in clear or name in containers}
+    if not doubtful:
+        others = sum(counts.total() - max(counts.values()) for counts in of_folder.values())
+        note = f"{tables[0].path} has another class for {amount(others, 'image')}"
+        return replace(layout, summary=f"{note}; {layout.summary}") if others else layout
+    named = {name for found in labels.values() for name in found}
+    sound = set(classes) - containers
+    if doubtful <= containers and not sound:
+        return by_image_tables(paths, images, side, tables, where)
+    if doubtful <= containers and sound & named:
+        known = set(images)
+        readings = {
+            path: reading
+            if not containers.intersection(reading.labels)
+            else Reading(labels.get(path, ()), reading.split, reading.group, reading.fields)
+            for path, reading in layout.readings.items()
+            if path in known or not containers.intersection(reading.labels)
+        }
+        return _read(readings, paths, side, tables, "folder and ")
+    path, reading = next(item for item in layout.readings.items() if item[1].labels)
+    level = parts_of(path).index(reading.labels[0]) + 1
+    raise UsageError(
+        f"{where} can be read in two ways: {amount(len(classes), 'class', 'classes')} by folder ({listed(classes)}), "
+        f"or {len(named):,} by {tables[0].path} ({listed(sorted(named))}): set source.label_level={level} or "
+        f"source.table={tables[0].path}"
+    )
+
+
+def _read(
+    readings: dict[str, Reading],
+    paths: Sequence[str],
+    side: Mapping[str, str],
+    tables: Sequence[ImageTable],
+    also: str = "",
+) -> Layout:
+    """The layout of readings by tables, with a sentence."""
+    names = {table.path for table in tables}
+    left_out = [path for path in paths if path not in readings and path not in side and path not in names]
+    missing = sum(table.missing for table in tables)
+    notes = [table.note for table in tables if table.note]
+    notes += [f"rows of missing files: {missing:,}"] if missing else []
+    notes += [tables[0].columns, "source.table and source.label_column choose others, source.label_level takes folders"]
+    more = f" and {amount(len(tables) - 1, 'other table')}" if len(tables) > 1 else ""
+    return layout_of(f"{also}{tables[0].path}{more}", readings, left_out, "", "; ".join(notes))
+
+
+def _differing(tables: Sequence[ImageTable]) -> tuple[str, str, str] | None:
+    """An image and two tables that have different classes for it; None if there is none."""
+    first: dict[str, ImageTable] = {}
+    for table in tables:
+        for path, found in table.labels.items():
+            other = first.setdefault(path, table)
+            if found and other.labels[path] != found:
+                return path, other.path, table.path
+    return None
+
+
+def _merged(tables: Sequence[ImageTable], where: str) -> dict[str, tuple[str, ...]]:
+    """The classes of all images in the tables."""
+    if differing := _differing(tables):
+        path, *two = differing
+        raise UsageError(
+            f"{where}: {two[0]} and {two[1]} have different classes for {path}: set source.table to one of them, or "
+            "source.label_level for folders"
+        )
+    return {path: found for table in reversed(tables) for path, found in table.labels.items()}
+
+
+def _folder_splits(images: Sequence[str]) -> dict[str, str]:
+    """The splits of images by their folders, where these are of several."""
+    level, splits = image_tables.split_level(images)
+    found = {}
+    for path in images:
+        parts = parts_of(path)
+        if len(parts) > level + 1 and parts[level] in splits:
+            found[path] = splits[parts[level]]
+    return found if len(set(found.values())) > 1 else {}

@@ -1,0 +1,231 @@
+"""Tables that list images and their classes, as competitions and archives of benchmarks have them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import animesion
+from animesion import sources
+from animesion.dataset import layouts, readings
+from animesion.errors import UsageError
+from animesion.sources import class_folders
+from animesion.splits import split_folders
+
+
+def understood(files: Mapping[str, bytes], **options: Any) -> readings.Layout:
+    return layouts.understand(list(files), lambda paths: [files[path] for path in paths], "set/", **options)
+
+
+def classes(layout: readings.Layout) -> dict[str, tuple[str, str]]:
+    """Image -> class and split."""
+    return {
+        path: ("/".join(reading.labels), reading.split)
+        for path, reading in layout.readings.items()
+        if readings.is_image(path)
+    }
+
+
+def images(*paths: str) -> dict[str, bytes]:
+    return dict.fromkeys(paths, b"")
+
+
+def numbered(folder: str, numbers: Iterable[int]) -> dict[str, bytes]:
+    return images(*(f"{folder}/{number}.jpg" for number in numbers))
+
+
+#: name -> files, what is understood of them, and how the sentence begins.
+LAYOUTS: dict[str, tuple[Mapping[str, bytes], dict[str, tuple[str, str]], str]] = {
+    "ids, with a form for submission": (
+        numbered("train_images", range(1, 4)) | numbered("test_images", [4])
+        | {"train.csv": b"image_id,label\n1,0\n2.jpg,3\n3,0\n", "sample_submission.csv": b"image_id,label\n4,0\n"},
+        {"train_images/1.jpg": ("0", ""), "train_images/2.jpg": ("3", ""), "train_images/3.jpg": ("0", ""),
+         "test_images/4.jpg": ("", "")},
+        "2 classes, by train.csv; 1 file beside the classes left out, 'sample_submission.csv'; 1 image has no class "
+        "(images in column image_id of train.csv, classes in column label;",
+    ),
+    "a column that is not called label": (
+        numbered("set/train", [1, 2, 3]) | numbered("set/test", [4])
+        | {"set/labels.csv": b"id,breed\n1,beagle\n2,pug\n3,pug\n"},
+        {"set/train/1.jpg": ("beagle", ""), "set/train/2.jpg": ("pug", ""), "set/train/3.jpg": ("pug", ""),
+         "set/test/4.jpg": ("", "")},
+        "2 classes, by set/labels.csv",
+    ),
+    "a column for each class": (
+        numbered("images", [1, 2, 3]) | {"train.csv": b"image_id,healthy,rust,scab\n1,0,0,1\n2,0,1,1\n3,1.0,0,0\n"},
+        {"images/1.jpg": ("scab", ""), "images/2.jpg": ("rust/scab", ""), "images/3.jpg": ("healthy", "")},
+        "3 classes, by train.csv (images in column image_id of train.csv, a column for each class;",
+    ),
+    "a column of splits": (
+        numbered("img", [1, 2, 3])
+        | {"l.tsv": "ファイル\tlabel\tsubset\n1.jpg\t猫\ttrain\n2.jpg\t犬\tvalid\n3.jpg\t犬\ttrain\n9.jpg\t犬\ttrain\n"
+           .encode("utf-16")},
+        {"img/1.jpg": ("猫", "train"), "img/2.jpg": ("犬", "val"), "img/3.jpg": ("犬", "train")},
+        "2 classes in splits train/val, by l.tsv (rows of missing files: 1; images in column ファイル",
+    ),
+    "a table for each split, and names that occur in both": (
+        numbered("train", [1, 2, 3]) | numbered("test", [1, 2])
+        | {"train.csv": b"id,label\n1,a\n2,b\n3,b\n", "test.csv": b"id,label\n1,b\n2,b\n"},
+        {"train/1.jpg": ("a", "train"), "train/2.jpg": ("b", "train"), "train/3.jpg": ("b", "train"),
+         "test/1.jpg": ("b", "test"), "test/2.jpg": ("b", "test")},
+        "2 classes in splits train/test, by test.csv and 1 other table",
+    ),
+    "folders of splits, one table": (
+        numbered("train", [1, 2]) | numbered("test", [3, 4]) | {"l.csv": b"a,1.jpg\nb,2.jpg\nb,3.jpg\na,4.jpg\n"},
+        {"train/1.jpg": ("a", "train"), "train/2.jpg": ("b", "train"), "test/3.jpg": ("b", "test"),
+         "test/4.jpg": ("a", "test")},
+        "2 classes in splits train/test, by l.csv (l.csv has no header;",
+    ),
+    "Tiny ImageNet": (
+        images("train/n1/images/n1_0.JPEG", "train/n2/images/n2_0.JPEG", "val/images/val_0.JPEG",
+               "val/images/val_1.JPEG", "test/images/test_0.JPEG")
+        | {"val/val_annotations.txt": b"val_0.JPEG\tn2\t0\t0\t62\t62\nval_1.JPEG\tn1\t1\t1\t6\t6\n",
+           "words.txt": b"n1\tfish\nn2\tbird\n", "train/n1/n1_boxes.txt": b"n1_0.JPEG\t0\t10\t63\t58\n"},
+        {"train/n1/images/n1_0.JPEG": ("n1", "train"), "train/n2/images/n2_0.JPEG": ("n2", "train"),
+         "val/images/val_0.JPEG": ("n2", "val"), "val/images/val_1.JPEG": ("n1", "val"),
+         "test/images/test_0.JPEG": ("", "test")},
+        "2 classes in splits train/val/test, by folder and val/val_annotations.txt",
+    ),
+    "a list parted by blanks": (
+        numbered("images", [1, 2, 3]) | {"meta/list.txt": b"1.jpg Boeing 707\n2.jpg A330\n3.jpg A330\n"},
+        {"images/1.jpg": ("Boeing 707", ""), "images/2.jpg": ("A330", ""), "images/3.jpg": ("A330", "")},
+        "2 classes, by meta/list.txt",
+    ),
+    "class folders and a table of the same": (
+        images("train/air hockey/1.jpg", "train/archery/1.jpg", "test/archery/1.jpg")
+        | {"s.csv": b"class id,filepaths,labels\n0,train/air hockey/1.jpg,air hockey\n1,train/archery/1.jpg,Archery\n"
+           b"1,test/archery/1.jpg,Archery\n"},
+        {"train/air hockey/1.jpg": ("air hockey", "train"), "train/archery/1.jpg": ("archery", "train"),
+         "test/archery/1.jpg": ("archery", "test")},
+        "2 classes in splits train/test, by folder; 1 file beside the classes left out, 's.csv'",
+    ),
+    "class folders, and a table of what is no class": (
+        numbered("oak", [1, 2, 3]) | numbered("ash", [4])
+        | {"images.txt": b"1 oak/1.jpg\n2 oak/2.jpg\n3 oak/3.jpg\n4 ash/4.jpg\n", "words.csv": b"a,b\nc,d\n",
+           "by.csv": b"file,photographer,site\n1.jpg,A,x\n2.jpg,B,x\n3.jpg,A,x\n4.jpg,A,y\n", "notes.csv": b"\0\1\2"},
+        {"oak/1.jpg": ("oak", ""), "oak/2.jpg": ("oak", ""), "oak/3.jpg": ("oak", ""), "ash/4.jpg": ("ash", "")},
+        "2 classes, by folder; 4 files",
+    ),
+    "class folders and another class in a table for one image": (
+        numbered("oak", range(25)) | numbered("ash", [25])
+        | {"x.csv": b"name,class\n" + b"".join(b"%d,%s\n" % (i, b"ash" if i in (3, 25) else b"oak")
+                                                for i in range(26))},
+        {f"oak/{i}.jpg": ("oak", "") for i in range(25)} | {"ash/25.jpg": ("ash", "")},
+        "x.csv has another class for 1 image; 2 classes, by folder",
+    ),
+    "a row for each box": (
+        numbered("oak", [1, 2]) | numbered("ash", [3])
+        | {"boxes.csv": b"image,label,xmin,ymin\n1.jpg,leaf,0,0\n1.jpg,twig,3,3\n2.jpg,twig,1,1\n3.jpg,leaf,1,1\n"},
+        {"oak/1.jpg": ("oak", ""), "oak/2.jpg": ("oak", ""), "ash/3.jpg": ("ash", "")},
+        "2 classes, by folder",
+    ),
+    "split folders under other names": (
+        images("train_images/a/1.jpg", "train_images/b/2.jpg", "test_images/a/3.jpg"),
+        {"train_images/a/1.jpg": ("a", "train"), "train_images/b/2.jpg": ("b", "train"),
+         "test_images/a/3.jpg": ("a", "test")},
+        "2 classes in splits train/test, by folder",
+    ),
+    "split folders within folders of their names": (
+        images("seg_train/seg_train/sea/1.jpg", "seg_train/seg_train/ice/2.jpg", "seg_test/seg_test/sea/3.jpg"),
+        {"seg_train/seg_train/sea/1.jpg": ("sea", "train"), "seg_train/seg_train/ice/2.jpg": ("ice", "train"),
+         "seg_test/seg_test/sea/3.jpg": ("sea", "test")},
+        "2 classes in splits train/test, by folder",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_layouts_are_understood(name: str) -> None:
+    files, expected, summary = LAYOUTS[name]
+    layout = understood(files)
+    assert classes(layout) == expected
+    assert layout.summary.startswith(summary), layout.summary
+
+
+BUCKETS = images("faces/0291/1291.jpg", "faces/0291/2291.jpg", "faces/0292/1292.jpg", "faces/0292/2292.jpg")
+BUCKET_TABLE = b"0,0291/1291.jpg\n1,0291/2291.jpg\n0,0292/1292.jpg\n1,0292/2292.jpg\n"
+
+
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        (BUCKETS | {"train.csv": BUCKET_TABLE},
+         "2 classes by folder (0291, 0292), or 2 by train.csv (0, 1): set source.label_level=2 or "
+         "source.table=train.csv"),
+        (numbered("images", [1, 2, 3]) | {"family.txt": b"1 Boeing\n2 Boeing\n3 Airbus\n",
+                                          "variant.txt": b"1 707\n2 737\n3 737\n"},
+         "family.txt and variant.txt have different classes for images/1.jpg: set source.table"),
+        (images("training_set/cats/1.jpg", "test_set/cats/2.jpg", "single_prediction/3.jpg"),
+         "splits test_set, training_set with single_prediction beside them, or 3 classes"),
+        (images("train_images/1.jpg", "test_images/2.jpg"), "images lie directly in test_images, train_images"),
+        (numbered("images", [1, 2, 3]) | {"t.csv": b'image,label\n1,a\n2,"b\n3,c\n'}, "t.csv, line 4"),
+        (images("images/a/../1.parquet", "readme.md"), "set source.kind=parquet"),
+        ({"data/train-000.tar": b""}, "set source.kind=webdataset"),
+    ],
+)  # fmt: skip
+def test_what_is_unclear_is_refused(files: Mapping[str, bytes], said: str) -> None:
+    with pytest.raises(UsageError) as refused:
+        understood(files)
+    assert said in str(refused.value)
+
+
+def test_options_choose_the_table_and_its_column() -> None:
+    table = {"train.csv": b"image,species,individual\n1,fin,x\n2,minke,y\n3,fin,z\n"}
+    files = numbered("images", [1, 2, 3]) | table
+    assert understood(files).classes == ["fin", "minke"]
+    assert understood(files, label_column="Individual").classes == ["x", "y", "z"]
+    assert understood(files, table="train.csv", label_column="individual").classes == ["x", "y", "z"]
+    assert understood(files, label_level=1).classes == ["images"]
+    folders = BUCKETS | {"train.csv": BUCKET_TABLE}
+    assert understood(folders, table="train.csv").classes == ["0", "1"]
+    assert understood(folders, label_level=2).classes == ["0291", "0292"]
+    metadata = images("1.jpg", "2.jpg") | {"metadata.csv": b"file_name,label,genus\n1.jpg,a,x\n2.jpg,b,x\n"}
+    assert understood(metadata, label_column="genus").classes == ["x"]
+    plain = numbered("a", [1]) | {"x.csv": b"image,site,day\n1,q,r\n", "names.csv": b"a,b\nc,d\n"}
+    for options, said in (
+        ({"table": "other.csv"}, "has no file other.csv"),
+        ({"table": "names.csv"}, "names no images that are there"),
+        ({"table": "x.csv"}, r"has several columns \(image, site, day\): set source.label_column"),
+        ({"table": "x.csv", "label_column": "y"}, "has no column 'y': its columns are image, site, day"),
+        ({"label_column": "y"}, "no table of images with a column 'y'"),
+    ):
+        with pytest.raises(UsageError, match=said):
+            understood(plain, **options)
+    with pytest.raises(UsageError, match="has no column 'y'"):
+        understood(metadata, label_column="y")
+
+
+def test_a_build_and_a_training_read_the_same(tmp_path: Path) -> None:
+    files = LAYOUTS["ids, with a form for submission"][0]
+    for path, content in files.items():
+        (tmp_path / path).parent.mkdir(exist_ok=True)
+        (tmp_path / path).write_bytes(content)
+    where = f"source.path={json.dumps(str(tmp_path))}"
+    source = sources.make(animesion.load_recipe("folder", [where]))
+    assert sorted(item.labels for item in source.items()) == [(), ("0",), ("0",), ("3",)]
+    assert "2 classes, by train.csv" in source.notes[0]
+    read = class_folders.read(tmp_path)
+    assert read.splits == {"all": {"0": ["train_images/1.jpg", "train_images/3.jpg"], "3": ["train_images/2.jpg"]}}
+    with pytest.raises(UsageError, match="label_level and table read classes in different ways"):
+        sources.make(animesion.load_recipe("folder", [where, "source.label_level=1", "source.table=train.csv"]))
+
+
+@pytest.mark.parametrize(
+    ("names", "found"),
+    [
+        (["train", "Valid"], {"train": "train", "Valid": "val"}),
+        (["Training Set", "testSet"], {"Training Set": "train", "testSet": "test"}),
+        (["images_train", "images_val", "docs"], {"images_train": "train", "images_val": "val"}),
+        (["train2017", "test-dev"], {}),
+        (["birds_train", "birds_test", "cats_test"], {"birds_train": "train", "birds_test": "test"}),
+        (["test_tube", "train_station"], {}),
+        (["test_images", "miku"], {}),
+        (["train", "train_data"], {"train": "train"}),
+    ],
+)
+def test_folders_are_named_after_splits(names: list[str], found: dict[str, str]) -> None:
+    assert split_folders(names) == found
