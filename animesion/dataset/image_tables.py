@@ -70,6 +70,8 @@ def find(
     where: str,
     encoding: str = "",
     label_column: str = "",
+    *,
+    demanded: bool = False,
 ) -> list[ImageTable]:
     """Find the tables that name images and their classes.
 
@@ -81,6 +83,7 @@ def find(
         where: the place, for messages.
         encoding: legacy encoding of the tables; empty to recognise it.
         label_column: the column of classes; empty to find it.
+        demanded: whether a table of images without a clear column of classes is an error; else it is passed over.
 
     Raises:
         UsageError: a table that names images cannot be read.
@@ -103,7 +106,7 @@ def find(
     names = Names(images)
     found = []
     for path, content in zip(chosen, contents(chosen), strict=True):
-        table = _read(path, content, names, f"{where}/{path}", encoding, label_column)
+        table = _read(path, content, names, f"{where}/{path}", encoding, label_column, demanded=demanded)
         if table:
             found.append(table)
     return _with_splits(found)
@@ -117,7 +120,7 @@ def read(
     Raises:
         UsageError: it names no images, or no classes, or cannot be read.
     """
-    table = _read(path, content, Names(images), where, encoding, label_column, named=True)
+    table = _read(path, content, Names(images), where, encoding, label_column, demanded=True)
     if table is None:
         raise UsageError(f"{where} names no images that are there: give a table with a column of file names or paths")
     return table
@@ -192,16 +195,16 @@ def _read(
     encoding: str,
     label_column: str,
     *,
-    named: bool = False,
+    demanded: bool = False,
 ) -> ImageTable | None:
-    """Read a table; None for a file that names no images, or no classes and is not `named` by the user."""
+    """Read a table; None for a file that names no images, or no classes and is not `demanded`."""
     folder = path.rpartition("/")[0]
     split, _ = split_in_name(stem_of(path))
     try:
         rows = list(_rows(text_tables.decoded(content, where, encoding), where))
     except UsageError:
         # what is no table of images may be unreadable, but a table of images must not be passed over for it
-        if not named and _file_column(_rough_rows(content), names, folder, split) is None:
+        if not demanded and _file_column(_rough_rows(content), names, folder, split) is None:
             return None
         raise
     at = _file_column(rows[:_SAMPLE], names, folder, split)
@@ -209,7 +212,7 @@ def _read(
         return None
     has_header = not names.find(_cell(rows[0], at), folder, split)
     header, body = (rows[0], rows[1:]) if has_header else ([], rows)
-    labels_at = _label_columns(header, body, at, label_column, where, named=named)
+    labels_at = _label_columns(header, body, at, label_column, where, demanded=demanded)
     if labels_at is None:
         return None
     labels: dict[str, tuple[str, ...]] = {}
@@ -233,10 +236,10 @@ def _read(
         stated = SPLIT_NAMES.get(_cell(row, split_at).lower(), "") if split_at is not None else split
         if stated:
             splits[image] = stated
-    found_out = not named and not label_column and len(labels_at) == 1
+    found_out = not demanded and not label_column and len(labels_at) == 1
     if found_out and len(labels) >= _FEW and len(set(labels.values())) == len(labels):
         return None  # a number or name for each image
-    if twice and text_tables.column(header, _BOX) is not None and not named:
+    if twice and text_tables.column(header, _BOX) is not None and not demanded:
         return None  # a row for each box
     return ImageTable(
         path,
@@ -288,12 +291,12 @@ def _file_column(rows: Sequence[Sequence[str]], names: Names, folder: str, split
 
 
 def _label_columns(
-    header: Sequence[str], body: Sequence[Sequence[str]], at: int, chosen: str, where: str, *, named: bool
+    header: Sequence[str], body: Sequence[Sequence[str]], at: int, chosen: str, where: str, *, demanded: bool
 ) -> list[int] | None:
-    """The column of classes, or several of zeros and ones; None if it is not clear and the table is not `named`."""
+    """The column of classes, or several of zeros and ones; None if it is not clear and the table is not `demanded`."""
     if chosen:
         found = text_tables.column(header, [chosen])
-        if found is None and named:
+        if found is None and demanded:
             raise UsageError(
                 f"{where} has no column {chosen!r}: its columns are {', '.join(header[:8]) or 'not named'}"
             )
@@ -309,7 +312,7 @@ def _label_columns(
         return rest
     if header and all(_cell(row, column) in {"0", "1", "0.0", "1.0"} for row in body for column in rest):
         return rest
-    if named:
+    if demanded:
         raise UsageError(
             f"{where} has several columns ({', '.join(header[:8]) or 'not named'}): set source.label_column to that of "
             "the classes"

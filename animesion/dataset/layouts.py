@@ -21,6 +21,27 @@ from animesion.splits import SPLIT_NAMES, split_folders
 
 #: Side files of annotations that name no class of an image: a folder of these is not read as classes.
 _ANNOTATION_FOLDERS = frozenset({"labels", "annotations", "masks", "bboxes"})
+#: Suffixes of files that hold images -> what to do.
+_OTHER_FORMS = {
+    (".parquet",): "set source.kind=parquet to read images in Parquet files",
+    (".tar",): "set source.kind=webdataset to read shards, or source.path to one .tar of class folders",
+    (".arrow",): "write Arrow files of the library datasets with Dataset.to_parquet, and set source.kind=parquet",
+    (".zip", ".7z", ".rar", ".gz", ".tgz", ".bz2", ".xz"): "unpack the archives, such as {}",
+    (".h5", ".hdf5", ".npz", ".npy", ".mat", ".mdb", ".rec", ".tfrecord", ".pkl"): (
+        "write the images in {} as files, in a folder for each class"
+    ),
+}
+#: Share of the images that must be two folders deep for the second ones to be classes; strays are no evidence.
+_NEARLY = 0.9
+#: Words for the forms that a set of images is given in.
+_FORMS = frozenset(
+    {
+        *("original", "originals", "raw", "augmented", "augmentation", "aug", "processed", "preprocessed", "segmented"),
+        *("color", "colour", "rgb", "gray", "grey", "grayscale", "greyscale", "resized", "cropped", "clean", "noisy"),
+        *("image", "images", "data", "dataset", "set", "photos", "and", "with", "without", "background"),
+    }
+)
+_WORD = re.compile(r"[^\W\d_]+")
 
 
 def understand(
@@ -100,6 +121,8 @@ def _by_folder_or_table(
         layout = _by_folder(paths, images, side, contents, where, box_files.find(images, paths, contents))
     except UsageError:  # the folders are none of classes, or may be read in two ways
         if not found:
+            # a table that names images, but not clearly their classes, says more
+            image_tables.find(paths, images, side, contents, where, encoding, demanded=True)
             raise
         layout = table_layouts.by_image_tables(paths, images, side, found, where)
         return _with_fields(layout, side, contents)
@@ -109,11 +132,11 @@ def _by_folder_or_table(
 
 def _other_source(paths: Sequence[str]) -> str:
     """What reads the files of a place without images."""
-    suffixes = {suffix_of(path).lower() for path in paths}
-    if ".parquet" in suffixes:
-        return "set source.kind=parquet to read images in Parquet files"
-    if ".tar" in suffixes:
-        return "set source.kind=webdataset to read shards, or source.path to one .tar of class folders"
+    first = {suffix_of(path).lower(): path for path in reversed(paths)}
+    for suffixes, advice in _OTHER_FORMS.items():
+        for suffix in suffixes:
+            if suffix in first:
+                return advice.format(first[suffix])
     return "an image ends in .jpg, .png, .webp or the like"
 
 
@@ -205,12 +228,14 @@ def _levels(folders: Sequence[tuple[str, ...]], tops: Counter[str], where: str) 
     others = [top for top in tops if top not in splits and top.lower() not in _ANNOTATION_FOLDERS]
     inner = [parts for parts in folders if len(parts) > 1]
     if named and not others:
-        if not inner:
+        level = _class_level(inner)
+        if not any(len(parts) > level for parts in folders):
             raise UsageError(
                 f"{where}: images lie directly in {listed(sorted(named))}, in no class folder: add a metadata.csv "
-                "with the columns file_name and label, or set source.label_level=1 if these are the classes"
+                "with the columns file_name and label, or set source.pattern if their names have it, or "
+                "source.label_level=1 if these are the classes"
             )
-        return _Levels(_class_level(inner), 0, splits)
+        return _Levels(level, 0, splits)
     if others and set(splits.values()) >= {"train", "test"} and _share_classes(inner, splits):
         level = _class_level([parts for parts in inner if parts[0] in splits]) + 1
         raise UsageError(
@@ -221,19 +246,18 @@ def _levels(folders: Sequence[tuple[str, ...]], tops: Counter[str], where: str) 
     inner_splits = split_folders(below)
     if len(inner) == len(folders) and below == inner_splits.keys() and len(set(inner_splits.values())) > 1:
         return _Levels(0, 1, inner_splits)
-    if _is_two_levels_of_names(folders):
-        second = {parts[1] for parts in folders}
+    if second := _second_names(folders):
         raise UsageError(
             f"{where} can be read in two ways: {len(tops):,} classes by the first folder ({listed(sorted(tops))}), or "
             f"{len(second):,} by the second ({listed(sorted(second))}): set source.label_level=1 or =2"
+            + (", or source.path to one of the first" if max(second.values()) > 1 else "")
         )
     return _Levels(0)
 
 
 def _class_level(inner: Sequence[tuple[str, ...]]) -> int:
     """The level of classes below folders of splits: 2 where archives were unpacked into folders of their names."""
-    repeated = all(parts[0] == parts[1] for parts in inner) and any(len(parts) > 2 for parts in inner)
-    return 2 if repeated else 1
+    return 2 if inner and all(parts[0] == parts[1] for parts in inner) else 1
 
 
 def _share_classes(inner: Iterable[tuple[str, ...]], splits: Mapping[str, str]) -> bool:
@@ -245,20 +269,26 @@ def _share_classes(inner: Iterable[tuple[str, ...]], splits: Mapping[str, str]) 
     return len(below) > 1 and bool(set.intersection(*below.values()))
 
 
-def _is_two_levels_of_names(folders: Sequence[tuple[str, ...]]) -> bool:
-    """Whether every image is two folders deep and the second level looks like classes, as the first does.
+def _second_names(folders: Sequence[tuple[str, ...]]) -> Counter[str]:
+    """Folders at the second level that look like classes as the first ones do, with the number of these they are below.
 
-    It does if each first folder holds several second ones and no name occurs below two of them: `day-1` and `images`
-    below each class are not classes.
+    They do if nearly every image is in one, each first folder has several, and their names are no numbers. Names below
+    several first folders are classes in several forms (`color/Apple_rust`, `segmented/Apple_rust`), unless there are no
+    more of them than of the first and these are no forms: `day-1` and `day-2` below each class are not classes.
     """
-    if any(len(parts) != 2 for parts in folders):
-        return False
     below: dict[str, set[str]] = defaultdict(set)
-    for first, second in folders:
+    deep = [parts for parts in folders if len(parts) > 1]
+    if len(deep) < _NEARLY * len(folders):
+        return Counter()
+    for first, second, *_ in deep:
         below[first].add(second)
-    names = [name for inner in below.values() for name in inner]
+    names = Counter(name for inner in below.values() for name in inner)
     several = all(len(inner) > 1 for inner in below.values())
-    return several and len(names) == len(set(names)) and not any(name.isdecimal() for name in names)
+    if not several or any(name.isdecimal() for name in names):
+        return Counter()
+    shared = max(names.values()) > 1
+    forms = all(set(_WORD.findall(first.lower())) <= _FORMS for first in below)
+    return Counter() if shared and len(names) <= len(below) and not forms else names
 
 
 def _common_root(images: Sequence[str], where: str) -> str:
@@ -308,7 +338,7 @@ def _flat(
     if not any(reading.labels for reading in readings.values()):
         raise UsageError(
             f"{where} holds images in no folder, and nothing that names their classes: make a folder for each class, "
-            "or add a metadata.csv with the columns file_name and label"
+            "add a metadata.csv with the columns file_name and label, or set source.pattern if their names have it"
         )
     left_out = [path for path in paths if path not in readings and path not in side]
     layout = layout_of("sidecar", readings, left_out, "", "class folders or a metadata.csv would come first")

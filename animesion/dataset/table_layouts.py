@@ -7,7 +7,7 @@ which the table repeats the names, or `train_images`, of which only the table kn
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import replace
 from pathlib import PurePosixPath
 
@@ -122,24 +122,28 @@ def weighed(
             of_folder[reading.labels[0]][found] += 1
     clear = {name for name, counts in of_folder.items() if max(counts.values()) >= _AGREEMENT * counts.total()}
     doubtful = {name for name in of_folder if name not in clear or name in containers}
+    named = {name for found in labels.values() for name in found}
+    sound = set(classes) - containers
+    # images in no class folder, or in one that is none, beside class folders of the same names
+    outside = [
+        path
+        for path in labels
+        if (reading := layout.readings.get(path)) and (not reading.labels or containers.intersection(reading.labels))
+    ]
+    # what the table calls the class of a folder, where it has names of its own, such as numbers
+    names = {next(iter(of_folder[name].most_common(1)))[0]: (name,) for name in sorted(clear - containers)}
+    names = names if len(names) == len(clear - containers) else {}
+    names |= {(name,): (name,) for name in sound & named if (name,) not in names}
+    if outside and names and doubtful <= containers:
+        other = {path: names.get(found, found if sound & named else ()) for path, found in labels.items()}
+        readings = _completed(layout.readings, set(images), other, containers)
+        return _read(readings, paths, side, tables, "folder and ")
     if not doubtful:
         others = sum(counts.total() - max(counts.values()) for counts in of_folder.values())
         note = f"{tables[0].path} has another class for {amount(others, 'image')}"
         return replace(layout, summary=f"{note}; {layout.summary}") if others else layout
-    named = {name for found in labels.values() for name in found}
-    sound = set(classes) - containers
     if doubtful <= containers and not sound:
         return by_image_tables(paths, images, side, tables, where)
-    if doubtful <= containers and sound & named:
-        known = set(images)
-        readings = {
-            path: reading
-            if not containers.intersection(reading.labels)
-            else Reading(labels.get(path, ()), reading.split, reading.group, reading.fields)
-            for path, reading in layout.readings.items()
-            if path in known or not containers.intersection(reading.labels)
-        }
-        return _read(readings, paths, side, tables, "folder and ")
     path, reading = next(item for item in layout.readings.items() if item[1].labels)
     level = parts_of(path).index(reading.labels[0]) + 1
     raise UsageError(
@@ -147,6 +151,20 @@ def weighed(
         f"or {len(named):,} by {tables[0].path} ({listed(sorted(named))}): set source.label_level={level} or "
         f"source.table={tables[0].path}"
     )
+
+
+def _completed(
+    readings: Mapping[str, Reading], images: Set[str], labels: Mapping[str, tuple[str, ...]], containers: Set[str]
+) -> dict[str, Reading]:
+    """Readings by folders with the classes of a table for images in containers and in no class folder."""
+    result = {}
+    for path, reading in readings.items():
+        contained = not containers.isdisjoint(reading.labels)
+        if contained and path not in images:
+            continue
+        replaced = contained or (not reading.labels and path in labels)
+        result[path] = replace(reading, labels=labels.get(path, ())) if replaced else reading
+    return result
 
 
 def _read(

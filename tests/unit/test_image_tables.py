@@ -90,6 +90,20 @@ LAYOUTS: dict[str, tuple[Mapping[str, bytes], dict[str, tuple[str, str]], str]] 
          "test/images/test_0.JPEG": ("", "test")},
         "2 classes in splits train/val/test, by folder and val/val_annotations.txt",
     ),
+    "a test split without class folders (GTSRB)": (
+        images("Train/0/1.png", "Train/1/2.png", "Test/00000.png", "Test/00001.png", "Test/00002.png")
+        | {"Test.csv": b"Width,ClassId,Path\n5,1,Test/00000.png\n5,0,Test/00001.png\n6,0,Test/00002.png\n"},
+        {"Train/0/1.png": ("0", "train"), "Train/1/2.png": ("1", "train"), "Test/00000.png": ("1", "test"),
+         "Test/00001.png": ("0", "test"), "Test/00002.png": ("0", "test")},
+        "2 classes in splits train/test, by folder and Test.csv",
+    ),
+    "a list for each split, with numbers for the folders": (
+        images("train/n1/1.jpg", "train/n2/2.jpg", "val/3.jpg", "val/4.jpg", "val/5.jpg")
+        | {"meta/train.txt": b"n1/1.jpg 0\nn2/2.jpg 1\n", "meta/val.txt": b"3.jpg 1\n4.jpg 0\n5.jpg 0\n"},
+        {"train/n1/1.jpg": ("n1", "train"), "train/n2/2.jpg": ("n2", "train"), "val/3.jpg": ("n2", "val"),
+         "val/4.jpg": ("n1", "val"), "val/5.jpg": ("n1", "val")},
+        "2 classes in splits train/val, by folder and meta/train.txt and 1 other table",
+    ),
     "a list parted by blanks": (
         numbered("images", [1, 2, 3]) | {"meta/list.txt": b"1.jpg Boeing 707\n2.jpg A330\n3.jpg A330\n"},
         {"images/1.jpg": ("Boeing 707", ""), "images/2.jpg": ("A330", ""), "images/3.jpg": ("A330", "")},
@@ -162,9 +176,16 @@ BUCKET_TABLE = b"0,0291/1291.jpg\n1,0291/2291.jpg\n0,0292/1292.jpg\n1,0292/2292.
         (images("training_set/cats/1.jpg", "test_set/cats/2.jpg", "single_prediction/3.jpg"),
          "splits test_set, training_set with single_prediction beside them, or 3 classes"),
         (images("train_images/1.jpg", "test_images/2.jpg"), "images lie directly in test_images, train_images"),
+        (images("cars_train/cars_train/1.jpg", "cars_test/cars_test/2.jpg"), "images lie directly in cars_test"),
+        (numbered("train", [1, 2]) | numbered("test", [3])
+         | {"f.csv": b"file,age,sex\n1.jpg,3,F\n2.jpg,3,M\n3.jpg,4,F\n"},
+         "f.csv has several columns (file, age, sex): set source.label_column"),
         (numbered("images", [1, 2, 3]) | {"t.csv": b'image,label\n1,a\n2,"b\n3,c\n'}, "t.csv, line 4"),
         (images("images/a/../1.parquet", "readme.md"), "set source.kind=parquet"),
         ({"data/train-000.tar": b""}, "set source.kind=webdataset"),
+        ({"train/data-00000-of-00001.arrow": b"", "dataset_dict.json": b"{}"}, "Dataset.to_parquet"),
+        ({"apple.zip": b"", "pear.7z": b""}, "unpack the archives, such as apple.zip"),
+        ({"faces.h5": b""}, "write the images in faces.h5 as files, in a folder for each class"),
     ],
 )  # fmt: skip
 def test_what_is_unclear_is_refused(files: Mapping[str, bytes], said: str) -> None:

@@ -179,6 +179,13 @@ def test_sidecars_say_where_images_come_from() -> None:
         (["set/preview.png", "set/miku/1.png", "set/rin/2.png"], "1 class set, or 2 classes below it (miku, rin)"),
         (["re-zero/rem/1.png", "re-zero/ram/2.png", "fate/saber/3.png", "fate/rin/4.png"],
          "2 classes by the first folder (fate, re-zero), or 4 by the second"),
+        (["color/apple/1.png", "color/pear/2.png", "color/corn/3.png", "gray/apple/1.png", "gray/pear/2.png",
+          "gray/corn/3.png"],
+         "2 classes by the first folder (color, gray), or 3 by the second (apple, corn, pear): set "
+         "source.label_level=1 or =2, or source.path to one of the first"),
+        (["Original/A/1.png", "Original/B/2.png", "Augmented/A/3.png", "Augmented/B/4.png"], "2 by the second (A, B)"),
+        ([*(f"apple/{kind}/{i}.png" for i in range(10) for kind in ("healthy", "rust")), "apple/stray.png",
+          "corn/healthy/1.png", "corn/blight/close/1.png"], "or 3 by the second (blight, healthy, rust)"),
         (["train/a/1.png", "test/a/2.png", "extra/3.png"], "splits test, train with extra beside them, or 3 classes"),
         ({"1.png": b"", "metadata.csv": b"label\nx\n"}, "has no column file_name"),
         ({"1.png": b"", "metadata.csv": b"file_name,width,height\n1.png,3,4\n"}, "has no column label"),
