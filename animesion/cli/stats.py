@@ -91,6 +91,8 @@ def stats(path: str, as_json: bool, plot_folder: Path | None, strategy: str | No
             **{name: each.images for name, each in sizes.items()},
             "splits": {name: each.to_dict() for name, each in sizes.items()},
         }
+    if found.reading:
+        report["reading"] = found.reading
     if found.tags:
         report["tags"] = found.tags
     if plot_folder:
@@ -163,6 +165,7 @@ def _print(report: dict[str, Any]) -> None:
         f"images per class: quartiles {total['p25']:,.0f} / {total['median']:,.0f} / {total['p75']:,.0f}, "
         f"p90 {total['p90']:,.0f}, p99 {total['p99']:,.0f}, std {total['std']:,.1f}\n"
         f"effective classes: {total['effective_classes']:,.0f}; empty classes: {total['empty_classes']:,}\n"
+        + (f"{_printable(report['reading'])}\n" if "reading" in report else "")
     )
 
     def add_splits(title: str, splits: dict[str, Any]) -> None:

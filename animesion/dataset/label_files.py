@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import math
 import re
 from collections import Counter
@@ -22,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from animesion.dataset import text_tables
+from animesion.dataset.readings import is_image
 from animesion.errors import UsageError
 from animesion.schemas import Box
 
@@ -127,6 +129,16 @@ def find_label_files(folder: Path) -> LabelFiles:
     # Each file is taken out of `files`; the rest is `others`.
     labels = {split: files.pop(f"{split}.csv") for split in LABEL_FILES if f"{split}.csv" in files}
     return LabelFiles(labels, files.pop(NAMES_FILE, None), files.pop(COUNTS_FILE, None), tuple(files.values()))
+
+
+def with_class_ids(found: LabelFiles) -> LabelFiles:
+    """The same files, but tables of another kind under the names of label files are among the others.
+
+    A `train.csv` of a competition has a header such as `image_id,label`, or class names in place of class ids.
+    """
+    other = {split: path for split, path in found.labels.items() if not _has_class_ids(path)}
+    labels = {split: path for split, path in found.labels.items() if split not in other}
+    return LabelFiles(labels, found.names, found.counts, tuple(sorted((*found.others, *other.values()))))
 
 
 def label_file(name: str) -> tuple[str, str] | None:
@@ -408,6 +420,20 @@ def _pairs(path: Path, columns: str, second: Sequence[str], encoding: str) -> It
         if len(row) != (len(header) or 2):
             raise _wrong_columns(path, line, row, ",".join(header) or columns)
         yield line, (row[first], row[last])
+
+
+def _has_class_ids(path: Path) -> bool:
+    """Whether a file may have class ids in its first rows; True for one that cannot be read, which reading reports."""
+    try:
+        rows = [row for _, row in itertools.islice(_rows(path, "class_id,path"), 2)]
+    except UsageError:
+        return True
+    if not rows or any(cell.strip().isdecimal() for cell in rows[0]):
+        return True
+    at, file = text_tables.column(rows[0], _ID_COLUMNS), text_tables.column(rows[0], _PATH_COLUMNS)
+    if at is None or file is None:
+        return any(is_image(cell.strip()) for cell in rows[0])  # no header, and an id that is mistyped
+    return len(rows) < 2 or at >= len(rows[1]) or rows[1][at].strip().isdecimal()
 
 
 def _rows(path: Path, columns: str, encoding: str = "") -> Iterator[tuple[int, list[str]]]:

@@ -41,6 +41,7 @@ class Counted:
         files: rows and classes of each file that was read, by file name.
         consistency: disagreements between files.
         tags: by category, the number of tags and of their uses, and the most frequent ones; empty without tags.
+        reading: how class folders were understood, in one sentence; empty for other kinds.
     """
 
     kind: str
@@ -48,6 +49,7 @@ class Counted:
     files: dict[str, dict[str, Any]] = field(default_factory=dict)
     consistency: dict[str, Any] = field(default_factory=dict)
     tags: dict[str, dict[str, Any]] = field(default_factory=dict)
+    reading: str = ""
 
 
 def count(path: str, track: Track = iter) -> Counted:
@@ -82,7 +84,7 @@ def count(path: str, track: Track = iter) -> Counted:
         return _dataset(place)
     for folder in (place, place / "labels"):
         if folder.is_dir():
-            files = label_files.find_label_files(folder)
+            files = label_files.with_class_ids(label_files.find_label_files(folder))
             if files.labels or files.counts:
                 return _labels(folder, files)
     for folder in (place, place / "data"):
@@ -196,7 +198,8 @@ def _folders(root: Path) -> Counted:
     names = sorted(set().union(*sizes.values()))
     ids = {name: i for i, name in enumerate(names)}
     splits = {split: {ids[name]: n for name, n in counts.items()} for split, counts in sizes.items()}
-    return Counted("folders", label_files.count_classes(splits, dict(enumerate(names))))
+    counts = label_files.count_classes(splits, dict(enumerate(names)))
+    return Counted("folders", counts, reading=found.summary)
 
 
 def _shards(paths: list[Path], track: Track) -> Counted:

@@ -15,6 +15,7 @@ from animesion.dataset import layouts, readings
 from animesion.errors import UsageError
 from animesion.sources import class_folders
 from animesion.splits import split_folders
+from animesion.stats import class_counts
 
 
 def understood(files: Mapping[str, bytes], **options: Any) -> readings.Layout:
@@ -231,6 +232,9 @@ def test_a_build_and_a_training_read_the_same(tmp_path: Path) -> None:
     assert "2 classes, by train.csv" in source.notes[0]
     read = class_folders.read(tmp_path)
     assert read.splits == {"all": {"0": ["train_images/1.jpg", "train_images/3.jpg"], "3": ["train_images/2.jpg"]}}
+    counted = class_counts.count(str(tmp_path))
+    assert (counted.kind, counted.counts.names, counted.counts.total.tolist()) == ("folders", ("0", "3"), [2, 1])
+    assert counted.reading == read.summary
     with pytest.raises(UsageError, match="label_level and table read classes in different ways"):
         sources.make(animesion.load_recipe("folder", [where, "source.label_level=1", "source.table=train.csv"]))
 

@@ -71,7 +71,7 @@ def open_data(
         return _from_dataset(str(folder), animesion.open_dataset(folder), None, classes, tags)
     if not folder.is_dir():
         raise UsageError(f"folder or label CSV {folder} not found: give a built dataset, class folders or a label CSV")
-    if labels := label_files.find_label_files(folder).labels:
+    if labels := label_files.with_class_ids(label_files.find_label_files(folder)).labels:
         return _from_label_files(folder, labels, Path(images or folder))
     return _from_class_folders(folder, classes)
 
