@@ -256,8 +256,15 @@ def _levels(folders: Sequence[tuple[str, ...]], tops: Counter[str], where: str) 
 
 
 def _class_level(inner: Sequence[tuple[str, ...]]) -> int:
-    """The level of classes below folders of splits: 2 where archives were unpacked into folders of their names."""
-    return 2 if inner and all(parts[0] == parts[1] for parts in inner) else 1
+    """The level of classes below folders of splits: 2 where one folder is in each, as of an unpacked archive.
+
+    Its name is that of the split's folder (`training_set/training_set/<class>`), or one for all
+    (`train/images/<class>`).
+    """
+    if inner and all(parts[0] == parts[1] for parts in inner):
+        return 2
+    alone = len({parts[1] for parts in inner}) == 1
+    return 2 if alone and len({parts[2] for parts in inner if len(parts) > 2}) > 1 else 1
 
 
 def _share_classes(inner: Iterable[tuple[str, ...]], splits: Mapping[str, str]) -> bool:
@@ -273,8 +280,9 @@ def _second_names(folders: Sequence[tuple[str, ...]]) -> Counter[str]:
     """Folders at the second level that look like classes as the first ones do, with the number of these they are below.
 
     They do if nearly every image is in one, each first folder has several, and their names are no numbers. Names below
-    several first folders are classes in several forms (`color/Apple_rust`, `segmented/Apple_rust`), unless there are no
-    more of them than of the first and these are no forms: `day-1` and `day-2` below each class are not classes.
+    several first folders are classes in several forms (`color/Apple_rust` and `segmented/Apple_rust`, `fold1/oak` and
+    `fold2/oak`), unless there are no more of them than of the first and these are no forms: `day-1` and `day-2` below
+    each class are not classes.
     """
     below: dict[str, set[str]] = defaultdict(set)
     deep = [parts for parts in folders if len(parts) > 1]
@@ -287,8 +295,15 @@ def _second_names(folders: Sequence[tuple[str, ...]]) -> Counter[str]:
     if not several or any(name.isdecimal() for name in names):
         return Counter()
     shared = max(names.values()) > 1
-    forms = all(set(_WORD.findall(first.lower())) <= _FORMS for first in below)
+    forms = all(set(_WORD.findall(first.lower())) <= _FORMS for first in below) or (
+        _are_numbered(below) and not _are_numbered(names)
+    )
     return Counter() if shared and len(names) <= len(below) and not forms else names
+
+
+def _are_numbered(names: Iterable[str]) -> bool:
+    """Whether names differ in their numbers alone, as `fold_1` and `fold_2`."""
+    return len({re.sub(r"\d+", "", name) for name in names}) == 1
 
 
 def _common_root(images: Sequence[str], where: str) -> str:

@@ -144,6 +144,12 @@ LAYOUTS: dict[str, tuple[Mapping[str, bytes], dict[str, tuple[str, str]], str]] 
          "test_images/a/3.jpg": ("a", "test")},
         "2 classes in splits train/test, by folder",
     ),
+    "one folder in each split": (
+        images("train/images/cat/1.jpg", "train/images/dog/2.jpg", "test/images/cat/3.jpg", "test/other.txt"),
+        {"train/images/cat/1.jpg": ("cat", "train"), "train/images/dog/2.jpg": ("dog", "train"),
+         "test/images/cat/3.jpg": ("cat", "test")},
+        "2 classes in splits train/test, by folder",
+    ),
     "split folders within folders of their names": (
         images("seg_train/seg_train/sea/1.jpg", "seg_train/seg_train/ice/2.jpg", "seg_test/seg_test/sea/3.jpg"),
         {"seg_train/seg_train/sea/1.jpg": ("sea", "train"), "seg_train/seg_train/ice/2.jpg": ("ice", "train"),

@@ -183,6 +183,7 @@ def test_sidecars_say_where_images_come_from() -> None:
           "gray/corn/3.png"],
          "2 classes by the first folder (color, gray), or 3 by the second (apple, corn, pear): set "
          "source.label_level=1 or =2, or source.path to one of the first"),
+        (["fold1/oak/1.png", "fold1/ash/2.png", "fold2/oak/3.png", "fold2/ash/4.png"], "2 by the second (ash, oak)"),
         (["Original/A/1.png", "Original/B/2.png", "Augmented/A/3.png", "Augmented/B/4.png"], "2 by the second (A, B)"),
         ([*(f"apple/{kind}/{i}.png" for i in range(10) for kind in ("healthy", "rust")), "apple/stray.png",
           "corn/healthy/1.png", "corn/blight/close/1.png"], "or 3 by the second (blight, healthy, rust)"),
