@@ -20,6 +20,7 @@ from animesion.splits import SPLIT_NAMES, split_folders, split_in_name
 _SUFFIXES = (".csv", ".tsv", ".txt")
 #: Tables that are looked into, and how deep below the place.
 _MOST_TABLES, _DEEPEST = 12, 3
+_MOST_COLUMNS = 1000
 #: Rows by which the column of images is found, and the share of them that must name one.
 _SAMPLE, _SHARE = 200, 0.5
 
@@ -281,7 +282,7 @@ def _rough_rows(content: bytes) -> list[list[str]]:
 
 def _file_column(rows: Sequence[Sequence[str]], names: Names, folder: str, split: str) -> int | None:
     """The column whose cells name images, where most do."""
-    widest = max((len(row) for row in rows), default=0)
+    widest = min(max((len(row) for row in rows), default=0), _MOST_COLUMNS)
     if widest < 2:
         return None
     hits = [sum(bool(names.find(_cell(row, at), folder, split)) for row in rows) for at in range(widest)]
@@ -304,9 +305,11 @@ def _label_columns(
     known = text_tables.column(header, _LABEL)
     if known is not None and known != at:
         return [known]
-    width = len(header) or max(len(row) for row in body)
+    width = min(len(header) or max(len(row) for row in body), _MOST_COLUMNS)
     rest = [column for column in range(width) if column != at]
-    if not header:
+    if header:
+        rest = [column for column in rest if not _is_no_class(header[column])]
+    else:
         rest = [column for column in rest if not all(_is_number(_cell(row, column)) for row in body)] or rest
     if len(rest) == 1:
         return rest
@@ -318,6 +321,12 @@ def _label_columns(
             "the classes"
         )
     return None
+
+
+def _is_no_class(name: str) -> bool:
+    """Whether a column is the index that pandas writes, or known to hold something else."""
+    known = (*sidecars.SPLIT_COLUMNS, *sidecars.GROUP_COLUMNS, "fold", "url", "width", "height", "md5", "sha256")
+    return not name or name.lower().startswith("unnamed:") or text_tables.column([name], known) is not None
 
 
 def _is_number(cell: str) -> bool:

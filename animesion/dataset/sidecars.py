@@ -27,7 +27,7 @@ _MOST_JSON = 1 << 20  # bytes; a post's metadata is some thousand
 _FILE = ("file_name", "filename", "file", "path", "image", "image_path", "image_file")
 LABEL_COLUMNS = ("label", "class", "class_name", "category", "character", "species", "cultivar", "labels")
 SPLIT_COLUMNS = ("split", "subset", "partition", "set")
-_GROUP = ("group", "post", "post_id", "work", "family")
+GROUP_COLUMNS = ("group", "post", "post_id", "work", "family")
 
 #: Keys of a post's character tags, the surest first.
 _CHARACTERS = ("tag_string_character", "tags_character", "characters", "character", "label", "class")
@@ -179,7 +179,7 @@ def read_table(path: str, content: bytes, place: str, encoding: str = "", label_
     label_key = label_key or (rest[0] if len(rest) == 1 else None)
     if label_key is None:
         raise UsageError(f"{where} has no column label (its columns are {', '.join(header[:8])}): name one so")
-    split_key, group_key = _column(header, SPLIT_COLUMNS), _column(header, _GROUP)
+    split_key, group_key = _column(header, SPLIT_COLUMNS), _column(header, GROUP_COLUMNS)
     for record in records:
         if not record.get(file_key):
             continue
