@@ -183,7 +183,7 @@ def _folders(
     tops = Counter(parts[0] for parts in folders if parts)
     if not tops:
         return _flat(paths, images, side, contents, where)
-    levels = _levels(folders, tops, where)
+    levels = _levels(folders, tops, depth, where)
     readings: dict[str, Reading] = {}
     named = {label for path in images if path in inside and (label := levels.label_of(inside[path]))}
     left_out = [path for path in paths if path not in inside]
@@ -215,32 +215,32 @@ class _Levels:
         return parts[self.label] if len(parts) > self.label + 1 else ""
 
 
-def _levels(folders: Sequence[tuple[str, ...]], tops: Counter[str], where: str) -> _Levels:
+def _levels(folders: Sequence[tuple[str, ...]], tops: Counter[str], depth: int, where: str) -> _Levels:
     """The levels of a tree of folders below its root.
 
     Args:
         folders: of each image, without its name.
         tops: images below each first folder.
+        depth: of the root.
         where: the place, for messages.
     """
     splits = split_folders(tops)
     named = list(splits)
     others = [top for top in tops if top not in splits and top.lower() not in _ANNOTATION_FOLDERS]
     inner = [parts for parts in folders if len(parts) > 1]
+    if not named and len(tops) == 1 and box_files.is_container(next(iter(tops))):
+        raise _no_class_folder(list(tops), depth, where)
     if named and not others:
         level = _class_level(inner)
         if not any(len(parts) > level for parts in folders):
-            raise UsageError(
-                f"{where}: images lie directly in {listed(sorted(named))}, in no class folder: add a metadata.csv "
-                "with the columns file_name and label, or set source.pattern if their names have it, or "
-                "source.label_level=1 if these are the classes"
-            )
+            raise _no_class_folder(named, depth, where)
         return _Levels(level, 0, splits)
     if others and set(splits.values()) >= {"train", "test"} and _share_classes(inner, splits):
-        level = _class_level([parts for parts in inner if parts[0] in splits]) + 1
+        level = _class_level([parts for parts in inner if parts[0] in splits])
         raise UsageError(
             f"{where} can be read in two ways: splits {listed(sorted(named))} with {listed(sorted(others))} beside "
-            f"them, or {len(tops)} classes. Move the other folders away, or set source.label_level={level} or =1"
+            f"them, or {len(tops)} classes. Move the other folders away, or set "
+            f"source.label_level={depth + level + 1} or ={depth + 1}"
         )
     below = {parts[1] for parts in inner}
     inner_splits = split_folders(below)
@@ -249,10 +249,18 @@ def _levels(folders: Sequence[tuple[str, ...]], tops: Counter[str], where: str) 
     if second := _second_names(folders):
         raise UsageError(
             f"{where} can be read in two ways: {len(tops):,} classes by the first folder ({listed(sorted(tops))}), or "
-            f"{len(second):,} by the second ({listed(sorted(second))}): set source.label_level=1 or =2"
-            + (", or source.path to one of the first" if max(second.values()) > 1 else "")
+            f"{len(second):,} by the second ({listed(sorted(second))}): set source.label_level={depth + 1} or "
+            f"={depth + 2}" + (", or source.path to one of the first" if max(second.values()) > 1 else "")
         )
     return _Levels(0)
+
+
+def _no_class_folder(names: Sequence[str], depth: int, where: str) -> UsageError:
+    return UsageError(
+        f"{where}: images lie directly in {listed(sorted(names))}, in no class folder: add a metadata.csv with the "
+        "columns file_name and label, or set source.pattern if their names have it, or "
+        f"source.label_level={depth + 1} if that is the class"
+    )
 
 
 def _class_level(inner: Sequence[tuple[str, ...]]) -> int:

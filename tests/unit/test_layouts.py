@@ -174,6 +174,10 @@ def test_sidecars_say_where_images_come_from() -> None:
     ("files", "said"),
     [
         (["train/1.png", "test/2.png"], "in no class folder: add a metadata.csv"),
+        (["set/images/1.png", "set/readme.md"], "images lie directly in images, in no class folder: add a metadata.csv "
+         "with the columns file_name and label, or set source.pattern if their names have it, or source.label_level=2"),
+        (["v1/re-zero/rem/1.png", "v1/re-zero/ram/2.png", "v1/fate/saber/3.png", "v1/fate/rin/4.png"],
+         "set source.label_level=2 or =3"),
         (["1.png", "2.png"], "nothing that names their classes"),
         (["notes.md", "a/b.txt"], "holds no image files"),
         (["set/preview.png", "set/miku/1.png", "set/rin/2.png"], "1 class set, or 2 classes below it (miku, rin)"),
