@@ -19,6 +19,14 @@ from animesion_training.engine.origins import origins
 from animesion_training.recipe import TrainRecipe
 from tests import ranks
 
+STUDIES = Path(__file__).parents[2] / "studies"
+
+
+@pytest.mark.parametrize("file", sorted(STUDIES.glob("*.toml")), ids=lambda file: file.stem)
+def test_the_studies_of_this_repository_are_valid(file: Path) -> None:
+    found = studies.cells(studies.load(file))
+    assert len({cell.folder for cell in found}) == len(found) > 1
+
 
 def test_the_table_of_one_seed_has_no_deviation(tmp_path: Path) -> None:
     file = tmp_path / "sizes.toml"
