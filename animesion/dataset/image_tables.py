@@ -7,6 +7,7 @@ passes over it takes `train_images` for a class.
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
@@ -29,7 +30,7 @@ _FEW = 3
 
 #: Columns of classes, besides those of `metadata.csv`, the surest first.
 _LABEL = (*sidecars.LABEL_COLUMNS, "breed", "variety", "target", "class_id", "label_id", "individual_id")
-_BOX = ("xmin", "x_min", "x1", "bbox", "bbox_x")
+_BOX = ("xmin", "x1", "bbox", "bboxes", "bbox_x", "bbox_x1")
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,7 @@ def read(
     Raises:
         UsageError: it names no images, or no classes, or cannot be read.
     """
-    table = _read(path, content, Names(images), where, encoding, label_column, demanded=True)
+    table = _read(path, content, Names(images), where, encoding, label_column, demanded=True, given=True)
     if table is None:
         raise UsageError(f"{where} names no images that are there: give a table with a column of file names or paths")
     return table
@@ -131,15 +132,16 @@ class Names:
     """Images by what a table may call them: a path, the end of one, a file name, or one without its suffix."""
 
     def __init__(self, images: Sequence[str]) -> None:
-        self._images = frozenset(images)
+        # tables are composed (NFC), the names of files may be decomposed, as macOS writes them
+        self._images = {_composed(path): path for path in images}
         self._by_name: dict[str, list[str]] = defaultdict(list)
-        for path in images:
+        for path in self._images:
             name = path.rpartition("/")[2]
             self._by_name[name].append(path)
             stem = stem_of(name)
             if stem != name:
                 self._by_name[stem].append(path)
-        self._level, self._splits = split_level(images)
+        self._level, self._splits = split_level(list(self._images))
 
     def find(self, cell: str, folder: str, split: str) -> str:
         """The image that a cell names; empty if there is none, or several.
@@ -154,7 +156,7 @@ class Names:
             return ""
         for path in (f"{folder}/{value}" if folder else value, value):
             if path in self._images:
-                return path
+                return self._images[path]
         head, _, name = value.rpartition("/")
         found = self._by_name.get(name, [])
         if head:
@@ -166,11 +168,15 @@ class Names:
             ]
         if len(found) > 1 and split:
             found = [path for path in found if self._split_of(path) == split]
-        return found[0] if len(found) == 1 else ""
+        return self._images[found[0]] if len(found) == 1 else ""
 
     def _split_of(self, path: str) -> str:
         parts = parts_of(path)
         return self._splits.get(parts[self._level], "") if len(parts) > self._level + 1 else ""
+
+
+def _composed(path: str) -> str:
+    return path if path.isascii() else unicodedata.normalize("NFC", path)
 
 
 def split_level(images: Sequence[str]) -> tuple[int, dict[str, str]]:
@@ -197,15 +203,19 @@ def _read(
     label_column: str,
     *,
     demanded: bool = False,
+    given: bool = False,
 ) -> ImageTable | None:
-    """Read a table; None for a file that names no images, or no classes and is not `demanded`."""
+    """Read a table; None for a file that names no images, or no classes and is not `demanded`.
+
+    A table of boxes is passed over, too, unless the user has `given` it: its classes are those of boxes.
+    """
     folder = path.rpartition("/")[0]
     split, _ = split_in_name(stem_of(path))
     try:
         rows = list(_rows(text_tables.decoded(content, where, encoding), where))
     except UsageError:
         # what is no table of images may be unreadable, but a table of images must not be passed over for it
-        if not demanded and _file_column(_rough_rows(content), names, folder, split) is None:
+        if not given and _file_column(_rough_rows(content), names, folder, split) is None:
             return None
         raise
     at = _file_column(rows[:_SAMPLE], names, folder, split)
@@ -240,8 +250,8 @@ def _read(
     found_out = not demanded and not label_column and len(labels_at) == 1
     if found_out and len(labels) >= _FEW and len(set(labels.values())) == len(labels):
         return None  # a number or name for each image
-    if twice and text_tables.column(header, _BOX) is not None and not demanded:
-        return None  # a row for each box
+    if not given and not label_column and _has_boxes(header, body, twice=twice):
+        return None
     return ImageTable(
         path,
         labels,
@@ -321,6 +331,13 @@ def _label_columns(
             "the classes"
         )
     return None
+
+
+def _has_boxes(header: Sequence[str], body: Sequence[Sequence[str]], *, twice: bool) -> bool:
+    """Whether rows are boxes: by the names of columns, or by four numbers in rows of which images have several."""
+    if header:
+        return text_tables.column(header, _BOX) is not None
+    return twice and sum(map(_is_number, body[0])) >= 4
 
 
 def _is_no_class(name: str) -> bool:

@@ -6,6 +6,7 @@ which the table repeats the names, or `train_images`, of which only the table kn
 
 from __future__ import annotations
 
+import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import replace
@@ -39,7 +40,8 @@ def by_metadata(
     Raises:
         UsageError: a table cannot be read, or none names an image.
     """
-    known = set(images)
+    # tables are composed (NFC), the names of files may be decomposed, as macOS writes them
+    known = {path if path.isascii() else unicodedata.normalize("NFC", path): path for path in images}
     readings: dict[str, Reading] = {}
     missing: list[str] = []
     notes: list[str] = []
@@ -49,9 +51,10 @@ def by_metadata(
         if not table.endswith(".parquet"):
             notes += filter(None, [text_tables.encoding_note(content, table, encoding)])
         for row in sidecars.read_table(table, content, where, encoding, label_column):
-            path = str(folder / row.file_name)
-            if path not in known:
-                missing.append(path)
+            name = unicodedata.normalize("NFC", str(folder / row.file_name))
+            path = known.get(name, "")
+            if not path:
+                missing.append(name)
                 continue
             reading = Reading(row.labels, row.split or folder_split, row.group, row.fields)
             if path in readings and readings[path].labels != reading.labels:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import unicodedata
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -200,6 +201,25 @@ def test_what_is_unclear_is_refused(files: Mapping[str, bytes], said: str) -> No
     with pytest.raises(UsageError) as refused:
         understood(files)
     assert said in str(refused.value)
+
+
+def test_a_table_of_boxes_remains_a_dataset_for_detection() -> None:
+    files = images("train/1.jpg", "train/2.jpg", "train/3.jpg")
+    boxes = b"filename,width,class,xmin,ymin\n1.jpg,5,miku,0,0\n2.jpg,5,rin,0,0\n3.jpg,5,rin,0,0\n"
+    with pytest.raises(UsageError, match="is a dataset for detection"):
+        understood(files | {"train/_annotations.csv": boxes})
+    with pytest.raises(UsageError, match="images lie directly in train"):
+        understood(files | {"boxes.csv": boxes, "notes.csv": b"\0\1"})
+    assert understood(files | {"boxes.csv": boxes}, table="boxes.csv").classes == ["miku", "rin"]
+
+
+@pytest.mark.parametrize("table", ["metadata.csv", "other.csv"])
+def test_decomposed_names_of_files_are_those_of_a_table(table: str) -> None:
+    names = ["ガ.jpg", "é.jpg", "ü.jpg"]
+    files = images(*(f"data/{unicodedata.normalize('NFD', name)}" for name in names))
+    rows = "".join(f"{name},{label}\n" for name, label in zip(names, "aab", strict=True))
+    layout = understood(files | {f"data/{table}": f"file_name,label\n{rows}".encode()})
+    assert [layout.readings[path].labels for path in files] == [("a",), ("a",), ("b",)]
 
 
 def test_options_choose_the_table_and_its_column() -> None:
