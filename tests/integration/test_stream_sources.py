@@ -39,7 +39,20 @@ from tests.serving import served
 
 
 def decoding_threads() -> int:
-    return sum(thread.name.startswith("animesion-decode") for thread in threading.enumerate())
+    return len(_decoding() - _others)
+
+
+def _decoding() -> set[threading.Thread]:
+    return {thread for thread in threading.enumerate() if thread.name.startswith("animesion-decode")}
+
+
+_others: set[threading.Thread] = set()
+
+
+@pytest.fixture(autouse=True)
+def _leave_out_the_threads_of_streams_that_wait_to_be_collected() -> None:
+    _others.clear()
+    _others.update(_decoding())
 
 
 @pytest.fixture
