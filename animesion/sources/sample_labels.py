@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,7 @@ class SampleLabel:
         group: images of one group belong together; empty for none.
         fields: provenance, as in `sidecars.Sidecar`.
         fault: why the label cannot be used; empty if it can.
+        unnamed: number of a class that has no name although others have, or -1.
     """
 
     labels: tuple[str, ...] = ()
@@ -46,6 +47,7 @@ class SampleLabel:
     group: str = ""
     fields: Mapping[str, str] = field(default_factory=dict)
     fault: str = ""
+    unnamed: int = -1
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,22 @@ class ClassNames:
                 )
         return cls(names, name, ours)
 
+    def check_first(self, labels: Sequence[SampleLabel]) -> None:
+        """Check that labels do not count classes from one where their names count from zero.
+
+        Raises:
+            UsageError: no label has the first number that is named, and some have the one after the last.
+        """
+        if not self.names:
+            return
+        first, last = min(self.names), max(self.names)
+        if any(label.unnamed == last + 1 for label in labels) and all(label.class_id != first for label in labels):
+            raise UsageError(
+                f"source.classes: the numbers of classes go from {first} to {last} in {self.where}, but those of the "
+                f"labels from {first + 1} to {last + 1}: each class would have the name of the next one. Set it to a "
+                "CSV with the columns class_id and name"
+            )
+
 
 def label_of(members: Mapping[str, bytes], names: ClassNames, member: str, key: str) -> SampleLabel:
     """The label and provenance of a sample.
@@ -121,14 +139,17 @@ def label_of(members: Mapping[str, bytes], names: ClassNames, member: str, key: 
                 and value.isdecimal()
             ):
                 names = ClassNames({int(post["label"]): clean_text(post["name"])})  # a shard of ours on its own
-        labels, class_id, fault = _names_of(value, names, numeric=each == "cls")
-        if labels or fault:
-            return SampleLabel(labels, class_id, each, group, fields, fault)
+        labels, class_id, unnamed = _names_of(value, names, numeric=each == "cls")
+        if unnamed >= 0:
+            fault = f"class {str(unnamed)[:20]} is not in {names.where}"
+            return SampleLabel((), -1, each, group, fields, fault, unnamed)
+        if labels:
+            return SampleLabel(labels, class_id, each, group, fields)
     return SampleLabel(group=group, fields=fields)
 
 
-def _names_of(value: Any, names: ClassNames, *, numeric: bool) -> tuple[tuple[str, ...], int, str]:
-    """Class names, class id and fault of a value; a negative number is no label."""
+def _names_of(value: Any, names: ClassNames, *, numeric: bool) -> tuple[tuple[str, ...], int, int]:
+    """Class names and class id of a value, or the number that has no name; a negative number is no label."""
     texts: list[str] = []
     class_id = -1
     for each in value if isinstance(value, list) else [value]:
@@ -139,13 +160,13 @@ def _names_of(value: Any, names: ClassNames, *, numeric: bool) -> tuple[tuple[st
             if each < 0:
                 continue
             if names.names and each not in names.names:
-                return (), -1, f"class {str(each)[:20]} is not in {names.where}"
+                return (), -1, each
             texts.append(names.names.get(each, str(each)[:40]))
             class_id = each if each < 1 << 31 else -1
         elif isinstance(each, (str, float, bool)):
             texts.append(clean_text(str(each)))
     labels = tuple(dict.fromkeys(text for text in texts if text))
-    return labels, class_id if len(labels) == 1 else -1, ""
+    return labels, class_id if len(labels) == 1 else -1, -1
 
 
 def _value(post: Mapping[str, Any], key: str) -> Any:

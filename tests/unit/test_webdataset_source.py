@@ -148,6 +148,29 @@ def test_bad_files_of_class_names_are_refused(tmp_path: Path) -> None:
         listed(path, classes=str(tmp_path / "no.csv"))
 
 
+def test_numbers_from_one_do_not_get_the_names_of_the_next_class(tmp_path: Path) -> None:
+    def members(*ids: int) -> list[tuple[str, bytes]]:
+        return [each for n, i in enumerate(ids) for each in ((f"{n}.jpg", b"j"), (f"{n}.cls", b"%d" % i))]
+
+    path = shard(tmp_path / "set/train.tar", members(1, 2, 3))
+    names = tmp_path / "set/classnames.txt"
+    names.write_text("apple\nbee\ncat\n")
+    with pytest.raises(UsageError, match=r"from 0 to 2 in classnames\.txt, but those of the labels from 1 to 3: each"):
+        listed(path.parent)
+    # as soon as class 0 has an image, they count from 0 and one is wrong
+    shard(path, members(0, 1, 2, 3))
+    _, items = listed(path.parent)
+    assert labels(items) == [("apple",), ("bee",), ("cat",), ()]
+    assert items[-1].detail == "class 3 is not in classnames.txt"
+    # a class without images is none of these mistakes
+    shard(path, members(1, 2))
+    assert labels(listed(path.parent)[1]) == [("bee",), ("cat",)]
+    names.unlink()
+    (path.parent / "classes.csv").write_text("class_id,name\n1,apple\n2,bee\n3,cat\n")
+    shard(path, members(1, 2, 3))
+    assert labels(listed(path.parent)[1]) == [("apple",), ("bee",), ("cat",)]
+
+
 def test_a_dataset_of_ours_gives_names_splits_groups_and_provenance(small_dataset: Path) -> None:
     import animesion
 
