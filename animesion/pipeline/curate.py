@@ -196,6 +196,7 @@ def decide(
     published_split = grouping.split_codes(rows["split"])
     if recipe.split.strategy == "published":
         reason[reason.has("") & (published_split < 0)] = DropReason.NO_PUBLISHED_SPLIT
+    notes += grouping.class_name_notes(labels, reason)
     notes += grouping.apply_class_sizes(keys, labels, recipe, reason)
 
     # Groups cover dropped images too: two kept images may be related only through one that was dropped.

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import unicodedata
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
@@ -17,6 +20,53 @@ from animesion.pipeline import published, variants
 from animesion.pipeline.columns import Coded, batches, concatenated
 from animesion.schemas import DropReason
 from animesion.sources import families
+from animesion.wording import amount
+
+#: Groups of similar names that a note shows.
+_SHOWN = 3
+#: What programs write where a value is missing, in lower case.
+_MISSING = {
+    "nan",
+    "nat",
+    "none",
+    "null",
+    "n/a",
+    "na",
+    "<na>",
+    "#n/a",
+    "unknown",
+    "undefined",
+    "unlabeled",
+    "unlabelled",
+}
+
+
+def class_name_notes(labels: Coded, reason: Coded) -> list[str]:
+    """Notes on classes whose names differ in spelling only, and on those whose names say that there is none."""
+    sizes = np.bincount(labels.codes[remaining(reason)], minlength=len(labels.names)).tolist()
+    names = [name for name, size in zip(labels.names, sizes, strict=True) if size]
+    alike: dict[str, list[str]] = defaultdict(list)
+    for name in names:
+        plain = unicodedata.normalize("NFKC", name).casefold()
+        alike["".join(letter for letter in plain if not letter.isspace() and letter not in "_-")].append(name)
+    notes = []
+    if groups := sorted(sorted(each) for each in alike.values() if len(each) > 1):
+        shown = "; ".join(" and ".join(map(repr, each)) for each in groups[:_SHOWN])
+        more = f"; and {len(groups) - _SHOWN} more" if len(groups) > _SHOWN else ""
+        kept, *others = (json.dumps(name, ensure_ascii=False) for name in groups[0])
+        joined = ", ".join(f"{name} = {kept}" for name in others)
+        notes.append(
+            f"classes whose names differ in case, blanks, _, - or width only: {shown}{more}; "
+            f"label.rename joins them: {{ {joined} }}"
+        )
+    for name, size in zip(labels.names, sizes, strict=True):
+        if size and name.casefold() in _MISSING:
+            notes.append(
+                f"{amount(size, 'image is', 'images are')} of a class '{name}': if this means that "
+                f"{'it has' if size == 1 else 'they have'} no label, label.exclude = [{json.dumps(name)}] drops "
+                f"{'it' if size == 1 else 'them'}"
+            )
+    return notes
 
 
 def apply_class_sizes(keys: pa.Array, labels: Coded, recipe: Recipe, reason: Coded) -> list[str]:

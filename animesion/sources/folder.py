@@ -9,8 +9,7 @@ import contextlib
 import json
 import os
 import re
-import unicodedata
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import ClassVar, Self
 
@@ -25,9 +24,6 @@ from animesion.schemas import DropReason, Item, Payload
 from animesion.sources import clean_text, families, file_key, stamps
 from animesion.sources.file_tree import Entry, FileTree
 from animesion.sources.stored import PathOrUrl
-
-#: Groups of classes with similar names that a note lists.
-_NAMED = 3
 
 
 class FolderOptions(Section):
@@ -115,7 +111,7 @@ class FolderSource:
             label_column=self.options.label_column,
         )
         self.notes += [layout.summary, *listing.notes, *listing.passed_over(layout.sidecars)]
-        self._note_similar(layout.classes)
+        self._note_merged(layout.classes)
         yield from self._items(layout, listing.entries, f"{layout.root}/" if tree.is_archive and layout.root else "")
 
     def read(self, items: Sequence[Item]) -> Iterator[Payload]:
@@ -166,31 +162,14 @@ class FolderSource:
                 detail=entry.detail,
             )
 
-    def _note_similar(self, classes: Sequence[str]) -> None:
-        """Name the classes that differ in case, blanks, `_` or width only, and those that are one after cleaning."""
-        alike: dict[str, set[str]] = defaultdict(set)
-        merged: dict[str, set[str]] = defaultdict(set)
-        for name in classes:
-            merged[clean_text(name)].add(name)
-            plain = unicodedata.normalize("NFKC", name).casefold()
-            alike["".join(letter for letter in plain if not letter.isspace() and letter not in "_-")].add(
-                clean_text(name)
-            )
-        for label, spelt in merged.items():
-            if len(spelt) > 1:
-                self.notes.append(
-                    f"several folders are spelt alike but for blanks or accents and are one class: '{label}'"
-                )
-        groups = sorted(sorted(names) for names in alike.values() if len(names) > 1)
-        if groups:
-            shown = "; ".join(" and ".join(repr(name) for name in names) for names in groups[:_NAMED])
-            more = f"; and {len(groups) - _NAMED} more" if len(groups) > _NAMED else ""
-            kept, *others = (json.dumps(name, ensure_ascii=False) for name in groups[0])
-            joined = ", ".join(f"{name} = {kept}" for name in others)
-            self.notes.append(
-                f"classes whose names differ in case, blanks, _ or width only: {shown}{more}; "
-                f"label.rename joins them: {{ {joined} }}"
-            )
+    def _note_merged(self, classes: Sequence[str]) -> None:
+        """Name the folders that are one class after cleaning."""
+        merged = Counter(map(clean_text, classes))
+        self.notes += [
+            f"several folders are spelt alike but for blanks or accents and are one class: '{label}'"
+            for label, folders in merged.items()
+            if folders > 1
+        ]
 
 
 def _compiled(value: str) -> re.Pattern[str]:

@@ -6,6 +6,7 @@ Names of classes are in the `huggingface` metadata of the file, or under `datase
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -65,7 +66,7 @@ class Columns:
     def labels_of(self, value: Any) -> tuple[tuple[str, ...], int, str]:
         """Class names, class id and fault of a value.
 
-        A negative number is no label, as in the unlabelled test sets of the Hub.
+        A negative number is no label, as in the unlabelled test sets of the Hub, and NaN neither.
 
         Returns:
             Names; the id, or -1 if there is none or there are several; what is wrong with the value, or an empty text.
@@ -74,6 +75,12 @@ class Columns:
         texts: list[str] = []
         class_id = -1
         for each in values:
+            if isinstance(each, float):  # pandas has no missing integers
+                if math.isnan(each):
+                    continue
+                if not each.is_integer() or abs(each) >= 1 << 53:
+                    return (), -1, f"label {each:g} is no class id"
+                each = int(each)
             if isinstance(each, int) and not isinstance(each, bool):
                 if each < 0:
                     continue
@@ -254,7 +261,8 @@ def _holds_labels(kind: pa.DataType) -> bool:
         return _holds_labels(kind.value_type) and not pa.types.is_nested(kind.value_type)
     if pa.types.is_dictionary(kind):
         return _is_text(kind.value_type)
-    return _is_text(kind) or pa.types.is_integer(kind) or pa.types.is_boolean(kind) or pa.types.is_decimal(kind)
+    numbers = pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)
+    return _is_text(kind) or numbers or pa.types.is_boolean(kind)
 
 
 def _as_text(value: Any) -> str:

@@ -8,8 +8,9 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
+import re
 from bisect import bisect_right
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -89,6 +90,8 @@ class ParquetSource:
 
         files = FileSet(self.options.path, "source.path", ".parquet")
         listed = files.files()
+        if files.is_folder:
+            _check_one_dataset([each.name for each in listed], self.options.path)
         columns = None
         for each in listed:  # test files of the Hub may lack the labels that train files have
             with _opened(files, each.name) as parquet:
@@ -227,6 +230,28 @@ class ParquetSource:
         if len(content) > self.options.max_bytes:
             return Payload(reason=DropReason.TOO_MANY_BYTES)
         return Payload(content)
+
+
+def _check_one_dataset(names: Sequence[str], path: str) -> None:
+    """Check that the files are not those of several configurations, each in a folder of its own.
+
+    Raises:
+        UsageError: files of a split that differ in their numbers only are in several folders; folders named after a
+            split, and partitions such as `year=2020`, do not count.
+    """
+    folders: dict[tuple[str, str], set[str]] = defaultdict(set)
+    for name in names:
+        *above, base = name.split("/")
+        kept = [part for part in above if not split_of(part) and "=" not in part]
+        folders[split_of(name), re.sub(r"\d+", "#", base)].add("/".join(kept))
+    several = max(folders.values(), key=len)
+    if len(several) > 1:
+        shown = " and ".join(clean_text(each or ".", 100) for each in sorted(several)[:2])
+        raise UsageError(
+            f"source.path: {path} has files of the same name in {len(several):,} folders, such as {shown}: if these "
+            "are configurations with classes of their own, give one of the folders; if they are parts of one dataset, "
+            "give a pattern of all files, such as '*/*.parquet'"
+        )
 
 
 @contextlib.contextmanager

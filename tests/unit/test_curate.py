@@ -93,6 +93,26 @@ def test_class_minimum_and_cap() -> None:
     assert chosen == {key for key, row in again.items() if row["kept"]}
 
 
+def test_classes_with_similar_names_are_named_although_they_are_rare() -> None:
+    labels = ["Miku", "miku", "m i_k u", "ＭＩＫＵ", "rin", "Rin-", "len"]
+    _, facts = run(rows(*({"label": label} for label in labels for _ in range(2))), "classes.minimum=3")
+    [note] = [note for note in facts["notes"] if "label.rename" in note]
+    assert note.startswith("classes whose names differ in case, blanks, _, - or width only: 'Miku' and 'm i_k u' and ")
+    assert "; 'Rin-' and 'rin'; label.rename joins them: {" in note
+    assert '"miku" = "Miku"' in note
+    assert "len" not in note
+
+
+def test_names_that_mean_a_missing_label_are_named() -> None:
+    _, facts = run(rows({"label": "nan"}, {"label": "Unknown"}, {"label": "Unknown"}, {"label": "nana"}))
+    said = [note for note in facts["notes"] if "label.exclude" in note]
+    assert said == [
+        "1 image is of a class 'nan': if this means that it has no label, label.exclude = [\"nan\"] drops it",
+        "2 images are of a class 'Unknown': if this means that they have no label, label.exclude = [\"Unknown\"] "
+        "drops them",
+    ]
+
+
 def test_the_minimum_counts_images_left_after_duplicates() -> None:
     twins = [{"label": "few", "sha256": "same", "pixels_blake3": "same", "bytes": 100 + i} for i in range(5)]
     found, facts = run(rows(*twins, *({} for _ in range(9))), "classes.minimum=2")

@@ -125,6 +125,57 @@ def test_texts_lists_and_nulls_as_labels(tmp_path: Path) -> None:
     assert [item.labels for item in listed(tmp_path)[1]] == [("x", "y"), ("x",), ()]
 
 
+def test_ids_that_pandas_wrote_as_floats_are_ids(tmp_path: Path) -> None:
+    write(tmp_path / "a.parquet", [0.0, 2.0, float("nan"), None, -1.0])
+    source, items = listed(tmp_path)
+    assert [(item.labels, item.class_order) for item in items] == [
+        (("0",), 0),
+        (("2",), 2),
+        ((), -1),
+        ((), -1),
+        ((), -1),
+    ]
+    assert "3 rows have no label" in source.notes[0]
+    write(tmp_path / "a.parquet", [1.0, 2.0], metadata=huggingface(label=CLASS_LABEL))
+    assert [item.labels for item in listed(tmp_path)[1]] == [("bee",), ("cat",)]
+    write(tmp_path / "a.parquet", [0.0, 0.5, float("inf"), 1e300])
+    assert [item.detail for item in listed(tmp_path)[1]] == [
+        "",
+        "label 0.5 is no class id",
+        "label inf is no class id",
+        "label 1e+300 is no class id",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("names", "folders"),
+    [
+        (["a/train-00000-of-00001.parquet", "b/train-00000-of-00002.parquet"], "a and b"),
+        (["a/train/0000.parquet", "b/train/0000.parquet", "a/test/0000.parquet"], "a and b"),
+        (["data/coarse/train-0.parquet", "data/fine/train-0.parquet"], "data/coarse and data/fine"),
+        (["train-0.parquet", "more/train-0.parquet"], r"\. and more"),
+    ],
+)
+def test_configurations_are_not_mixed(tmp_path: Path, names: list[str], folders: str) -> None:
+    for name in names:
+        write(tmp_path / name, [0, 1])
+    with pytest.raises(
+        UsageError, match=rf"the same name in 2 folders, such as {folders}: if these are configurations"
+    ):
+        listed(tmp_path)
+    depth = max(name.count("/") for name in names)
+    assert listed(f"{tmp_path}/{'*/' * depth}*.parquet")[1]
+
+
+def test_splits_and_partitions_in_folders_are_one_dataset(tmp_path: Path) -> None:
+    for name in ("train/0000.parquet", "test/0000.parquet", "train/0001.parquet", "data/val-0.parquet"):
+        write(tmp_path / "splits" / name, [0, 1])
+    assert [item.split for item in listed(tmp_path / "splits")[1]] == ["val"] * 2 + ["test"] * 2 + ["train"] * 4
+    for year in (2020, 2021):
+        write(tmp_path / f"parts/year={year}/part-0.parquet", [0, 1])
+    assert len(listed(tmp_path / "parts")[1]) == 4
+
+
 def test_several_columns_are_refused_with_the_choice(tmp_path: Path) -> None:
     metadata = huggingface(image={"_type": "Image"}, label=CLASS_LABEL, coarse=CLASS_LABEL)
     write(tmp_path / "a.parquet", [0, 1], metadata=metadata, coarse=[1, 2])
