@@ -230,14 +230,17 @@ def _read(
     splits: dict[str, str] = {}
     twice = False
     missing = 0
+    classes = (
+        text_tables.classes([_cell(row, labels_at[0]) for row in body]) if len(labels_at) == 1 else [""] * len(body)
+    )
     split_at = text_tables.column(header, sidecars.SPLIT_COLUMNS)
-    for row in body:
+    for row, name in zip(body, classes, strict=True):
         image = names.find(_cell(row, at), folder, split)
         if not image:
             missing += 1
             continue
         if len(labels_at) == 1:
-            found = tuple(filter(None, [_cell(row, labels_at[0])]))
+            found = (name,) if name else ()
         else:
             found = tuple(header[i] for i in labels_at if _cell(row, i) in {"1", "1.0"})
         if image in labels:

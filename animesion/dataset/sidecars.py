@@ -180,7 +180,11 @@ def read_table(path: str, content: bytes, place: str, encoding: str = "", label_
     if label_key is None:
         raise UsageError(f"{where} has no column label (its columns are {', '.join(header[:8])}): name one so")
     split_key, group_key = _column(header, SPLIT_COLUMNS), _column(header, GROUP_COLUMNS)
-    for record in records:
+    labels = [_labels(record.get(label_key)) for record in records]
+    if all(len(each) <= 1 for each in labels):
+        names = text_tables.classes([each[0] if each else "" for each in labels])
+        labels = [(name,) if name else () for name in names]
+    for record, found in zip(records, labels, strict=True):
         if not record.get(file_key):
             continue
         split = _text(record.get(split_key)) if split_key else ""
@@ -190,7 +194,7 @@ def read_table(path: str, content: bytes, place: str, encoding: str = "", label_
             )
         yield TableRow(
             _relative(_text(record[file_key])),
-            _labels(record.get(label_key)),
+            found,
             SPLIT_NAMES.get(split.lower(), ""),
             _text(record.get(group_key)) if group_key else "",
             {name: _text(record[key]) for name, keys in _FIELDS.items() for key in keys if record.get(key)},
@@ -249,8 +253,8 @@ def _labels(value: Any) -> tuple[str, ...]:
 
 
 def _text(value: Any) -> str:
-    """A cell as text: whole floats without their point, booleans in lower case, nothing for None."""
-    if value is None:
+    """A cell as text: whole floats without their point, booleans in lower case, nothing for None and NaN."""
+    if value is None or value != value:
         return ""
     if isinstance(value, bool):
         return str(value).lower()

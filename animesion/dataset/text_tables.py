@@ -146,5 +146,18 @@ def column(header: Sequence[str], names: Sequence[str]) -> int | None:
     return next(itertools.chain(wanted), None)
 
 
+def classes(cells: Sequence[str]) -> list[str]:
+    """The classes in a column, empty where an image has none.
+
+    A column of numbers holds class ids. There `1.0` is `1`, as pandas writes ids in a column with gaps, and NaN and -1
+    are no class; but where there is one other number, as with -1 and 1, both are classes.
+    """
+    if not all(re.fullmatch(r"-?\d+(?:\.0*)?|[Nn]a[Nn]|", cell) for cell in cells):
+        return list(cells)
+    ids = [cell.partition(".")[0] if cell.lower() != "nan" else "" for cell in cells]
+    counted = {cell for cell in ids if cell and not cell.startswith("-")}
+    return ["" if cell == "-1" and len(counted) > 1 else cell for cell in ids]
+
+
 def _plain(name: str) -> str:
     return "".join(letter for letter in name.casefold() if letter.isalnum())

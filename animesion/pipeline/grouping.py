@@ -48,6 +48,8 @@ def class_name_notes(labels: Coded, reason: Coded) -> list[str]:
     alike: dict[str, list[str]] = defaultdict(list)
     for name in names:
         plain = unicodedata.normalize("NFKC", name).casefold()
+        if plain.removeprefix("-").isdecimal():
+            continue  # -1 is not 1
         alike["".join(letter for letter in plain if not letter.isspace() and letter not in "_-")].append(name)
     notes = []
     if groups := sorted(sorted(each) for each in alike.values() if len(each) > 1):

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import io
 import json
 import unicodedata
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 import animesion
 from animesion import sources
-from animesion.dataset import layouts, readings
+from animesion.dataset import image_tables, layouts, readings, sidecars
 from animesion.errors import UsageError
 from animesion.sources import class_folders
 from animesion.splits import split_folders
@@ -281,3 +284,33 @@ def test_a_build_and_a_training_read_the_same(tmp_path: Path) -> None:
 )
 def test_folders_are_named_after_splits(names: list[str], found: dict[str, str]) -> None:
     assert split_folders(names) == found
+
+
+@pytest.mark.parametrize(
+    ("cells", "classes"),
+    [
+        (["0.0", "1.0", "", "12.0"], ["0", "1", "", "12"]),
+        (["0", "1", "-1", "nan"], ["0", "1", "", ""]),
+        (["-1", "1", "-1", "1"], ["-1", "1", "-1", "1"]),
+        (["1.5", "2.0", "", "2.0"], ["1.5", "2.0", "", "2.0"]),
+        (["miku", "1.0", "-1", "nan"], ["miku", "1.0", "-1", "nan"]),
+        (["001", "010", "001", "010"], ["001", "010", "001", "010"]),
+    ],
+)
+def test_numbers_of_classes_are_read_as_ids(cells: list[str], classes: list[str]) -> None:
+    images = [f"images/{i}.jpg" for i in range(len(cells))]
+    rows = "".join(f"{i}.jpg,{cell}\n" for i, cell in enumerate(cells))
+    table = image_tables.read("labels.csv", f"file,label\n{rows}".encode(), images, "set")
+    assert [table.labels[image] for image in images] == [(name,) if name else () for name in classes]
+    beside = f"file_name,label\n{rows}".encode()
+    read = sidecars.read_table("metadata.csv", beside, "set")
+    assert [row.labels for row in read] == [(name,) if name else () for name in classes]
+
+
+def test_missing_numbers_of_classes_in_other_tables() -> None:
+    lines = b'{"file_name": "1.jpg", "label": 1.0}\n{"file_name": "2.jpg", "label": NaN}\n'
+    lines += b'{"file_name": "3.jpg", "label": 0}\n{"file_name": "4.jpg", "label": -1}\n'
+    assert [row.labels for row in sidecars.read_table("metadata.jsonl", lines, "set")] == [("1",), (), ("0",), ()]
+    out = io.BytesIO()
+    pq.write_table(pa.table({"file_name": ["1.jpg", "2.jpg"], "label": [0.0, float("nan")]}), out)
+    assert [row.labels for row in sidecars.read_table("metadata.parquet", out.getvalue(), "set")] == [("0",), ()]
