@@ -240,7 +240,7 @@ def _read(
             missing += 1
             continue
         if len(labels_at) == 1:
-            found = (name,) if name else ()
+            found: tuple[str, ...] = (name,) if name else ()
         else:
             found = tuple(header[i] for i in labels_at if _cell(row, i) in {"1", "1.0"})
         if image in labels:

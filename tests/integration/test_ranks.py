@@ -120,6 +120,13 @@ def test_partners_are_mixed_by_any_number_of_processes(pool: ranks.Pool, accumul
         same(each, alone, 1e-4)
 
 
+def test_transplants_are_those_of_one_process_where_partners_are_together(pool: ranks.Pool, teacher: Path) -> None:
+    overrides = [*_METHODS["tgda"], "teacher.transplants=true", f"teacher.weights={teacher}", "run.batch_size=8"]
+    [alone] = pool(ranks.train, 1, overrides, 16)
+    for each in pool(ranks.train, 2, [*overrides, "run.accumulate=2"], 16):
+        same(each, alone, 1e-4)
+
+
 @settings(deadline=None, max_examples=5, suppress_health_check=[HealthCheck.too_slow])
 @given(
     kills=st.lists(st.tuples(st.integers(1, ranks.MOST), st.integers(1, 10)), min_size=1, max_size=3),

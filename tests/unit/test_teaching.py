@@ -17,7 +17,7 @@ from animesion_training.engine.feed import feed
 from animesion_training.engine.teaching import Taught, Teaching
 from animesion_training.engine.trainer import Trainer
 from animesion_training.engine.watcher import Watcher
-from animesion_training.losses.distillation import kl
+from animesion_training.losses.distillation import kl, trl
 from animesion_training.models import create_model
 from animesion_training.models.cal import CALClassifier, CALOutput
 from animesion_training.recipe import ViewsSection, load
@@ -190,6 +190,56 @@ def test_views_can_be_displaced() -> None:
     assert all((drop == 0).any() for drop in moved[5:])
 
 
+class PointingApart(torch.nn.Module):
+    """Attends to the first of 4 x 4 cells of a bright image, and to the last of a dark one."""
+
+    def forward(self, images: Tensor, *, parts: bool = False) -> Any:
+        attention = torch.zeros(len(images), 2, 4, 4)
+        bright = images.mean((1, 2, 3)) > 0
+        attention[bright, :, 0, 0] = 1.0
+        attention[~bright, :, 3, 3] = 1.0
+        logits = images.mean((2, 3))
+        return CALOutput(logits, logits, logits, attention) if parts else logits
+
+
+@pytest.mark.parametrize("keeps", [False, True])
+def test_transplants_have_the_region_of_the_partner_and_its_answer(keeps: bool) -> None:
+    bright, dark, alone = torch.rand(3, 3, 8, 8, generator=torch.Generator().manual_seed(2)) + 0.1
+    images = torch.stack((bright, -dark, alone))
+    # a neighbour of the peak has 1 - 3 / 7 = 0.57 of its value, so the regions are the first and the last pixel
+    settings = ViewsSection(crop=(0.6, 0.8), mix_threshold=(0.6, 0.8), padding=0)
+    network = PointingApart()
+    teaching = Teaching(network, torch.enable_grad, settings, transplants=True, keeps=keeps)
+    sizes = asked(network)
+    taught = teaching(images, torch.arange(3), torch.tensor([1, 0, 2]))
+    assert sizes == [3, 3]  # images and crops; nobody is asked about transplants
+    assert taught.view_images is not None
+    assert taught.view_logits is not None
+    expected = images.clone()
+    expected[0, :, 0, 0] = images[1, :, 7, 7]
+    expected[1, :, 7, 7] = images[0, :, 0, 0]
+    torch.testing.assert_close(taught.view_images[3:], expected)
+    crops = torch.stack((images[0, :, 0, 0], images[1, :, 7, 7], images[2, :, 0, 0]))
+    torch.testing.assert_close(taught.view_images[:3], crops[:, :, None, None].expand(3, 3, 8, 8))
+    torch.testing.assert_close(taught.view_logits, torch.cat((crops, crops[[1, 0, 2]])))
+
+
+def test_features_of_transplants_are_those_of_the_crops_they_show() -> None:
+    partners = torch.tensor([1, 0, 3, 2, 4])
+    options: dict[str, Any] = {"transplants": True, "with_features": True}
+    taught = Teaching(teacher(), torch.enable_grad, ViewsSection(), **options)(IMAGES, torch.arange(5), partners)
+    assert taught.features is not None
+    _, crops, transplants = taught.features.chunk(3)
+    torch.testing.assert_close(transplants, crops[partners])
+    keeping = Teaching(teacher(), torch.enable_grad, ViewsSection(), keeps=True, **options)
+    keeping(IMAGES, torch.arange(5), partners)
+    others = torch.tensor([4, 1, 2, 3, 0])
+    again = keeping(IMAGES, torch.arange(5), others).features
+    assert again is not None
+    _, crops, transplants = again.chunk(3)
+    torch.testing.assert_close(transplants, crops[others])
+
+
 def distilling(folder: Path, *overrides: str) -> DistilStep:
     data = ranks.drawn(8)
     if not (folder / "teacher.safetensors").exists():
@@ -215,6 +265,44 @@ def test_views_count_where_the_teacher_is_right(tmp_path: Path) -> None:
     expected = 10 / 49 * 49 * (divergence[0].mean() + (divergence[1] * same_drop).mean())
     found = step.terms(images, right, seeds)["distillation"]
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_transplants_count_where_the_teacher_is_right_about_the_partner(tmp_path: Path) -> None:
+    images, seeds = torch.rand(6, 3, 32, 32), torch.arange(6)
+    settings = ("teacher.transplants=true", "teacher.right=true", "teacher.view_weights=[0,0,1]")
+    step = distilling(tmp_path, *settings, "teacher.auxiliary=trl")
+    partners = torch.tensor([1, 0, 3, 2, 5, 4])
+    taught = step.teaching(step._for_teacher(images), seeds, partners)
+    assert taught.view_logits is not None
+    right = taught.view_logits[:6].argmax(1)  # the label is what the teacher says of the crop: all transplants count
+    wrong = torch.where(torch.arange(6) == 1, (right + 1) % 2, right)  # but the one with the region of image 1
+    _, view_logits, _, _ = step._student_logits(images, taught.view_images, right)
+    divergence = kl(view_logits, taught.view_logits, 7.0, "none")[6:]
+    for labels, counts in ((right, torch.ones(6)), (wrong, torch.tensor([0.0, 1, 1, 1, 1, 1]))):
+        step.begin(ALONE, torch.arange(6), 6, 1)
+        found = step.terms(images, labels, seeds)
+        torch.testing.assert_close(found["distillation"], 10 * (divergence * counts).mean(), rtol=1e-4, atol=1e-6)
+        view_labels = torch.cat((labels, labels[partners]))
+        logits = step.model(images)
+        expected = trl(logits, taught.logits, labels) / 2 + trl(view_logits, taught.view_logits, view_labels)
+        torch.testing.assert_close(found["trl"], expected, rtol=1e-4, atol=1e-6)
+
+
+def test_transplants_stay_in_pieces_of_a_batch(tmp_path: Path) -> None:
+    images, seeds, labels = torch.rand(6, 3, 32, 32), torch.arange(6), torch.zeros(6, dtype=torch.int64)
+    step = distilling(tmp_path, "teacher.transplants=true", "model.name=vitfs_nano_patch16", "model.options={}")
+    assert step.unit == 2
+    step.model.eval()
+    step.begin(ALONE, torch.arange(6), 6, 1)
+    whole = step.terms(images, labels, seeds)["distillation"]
+    step.begin(ALONE, torch.arange(6), 6, 1)
+    parts = [step.terms(images[at], labels[at], seeds[at])["distillation"] for at in (slice(0, 4), slice(4, 6))]
+    torch.testing.assert_close((4 * parts[0] + 2 * parts[1]) / 6, whole, rtol=1e-4, atol=1e-6)
+
+
+def test_transplants_need_views(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"teacher\.transplants are views: set teacher\.views = true"):
+        distilling(tmp_path, "teacher.transplants=true", "teacher.views=false")
 
 
 def test_features_are_distilled_through_a_layer_of_the_run(tmp_path: Path) -> None:

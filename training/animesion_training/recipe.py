@@ -240,7 +240,12 @@ class TeacherSection(Section):
     )
     label_weight: float = Field(1.0, ge=0, strict=False, description="weight of the objective on the labels")
     view_weights: tuple[float, float, float] = Field(
-        (0.5, 0.5, 0.5), strict=False, description="weights of image, crop and drop in the distillation"
+        (0.5, 0.5, 0.5), strict=False, description="weights of image, crop, and drop or transplant in the distillation"
+    )
+    transplants: bool = Field(
+        False,
+        description="with views: in place of the drop, the image with its attended region replaced by that of another "
+        "image, which is taught by the teacher's answer for the crop of that image",
     )
     right: bool = Field(False, description="distil on a view only where the teacher names the class of the image")
     feature_weight: float = Field(

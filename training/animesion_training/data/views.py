@@ -132,6 +132,7 @@ def views(
     upsampling: Upsampling = "bilinear",
     pool: bool = False,
     mixture: Mixture | None = None,
+    drops: bool = True,
 ) -> Tensor:
     """Make one crop and one drop of each image, and one mixture if requested, at the size of the image.
 
@@ -143,10 +144,11 @@ def views(
         upsampling: of maps, see `Upsampling`.
         pool: whether maps are averaged over 2x2 cells first, see `pool_map`.
         mixture: from `draw_mixture`; None for no mixtures.
+        drops: whether to make drops.
 
     Returns:
-        (2 B, C, H, W) of the type and memory format of the images: crops, then drops; or (3 B, C, H, W): crops,
-        mixtures, drops.
+        Crops, mixtures and drops, as far as they are made, one kind after the other: (n B, C, H, W) of the type and
+        memory format of the images.
 
     Raises:
         UsageError: see `crop_boxes` and `pool_map`.
@@ -163,7 +165,8 @@ def views(
     if mixture is not None:
         boxes = crop_boxes(selected(mixture.maps)[0], size, mixture.threshold, 0.0, upsampling)
         made.append(exchange(images, boxes, mixture.partners))
-    made.append(drop(images, drop_maps, draws.drop_threshold, upsampling))
+    if drops:
+        made.append(drop(images, drop_maps, draws.drop_threshold, upsampling))
     return torch.cat(made)
 
 

@@ -30,7 +30,10 @@ class DistilStep(Step):
     """Knowledge distillation on the images alone, or also on crops and drops from the teacher's attention.
 
     With `teacher.views` this is TGDA (arXiv 2507.12157): labels supervise the images only, the teacher supervises
-    images and views. The teacher is not a submodule, so optimizer, checkpoint and DistributedDataParallel ignore it.
+    images and views. With `teacher.transplants` (ours), the second view is not a drop: the attended region of an image
+    is replaced by that of its partner, and the teacher's answer for the partner's crop is taught. Partners are at the
+    places 2k and 2k + 1 of the global batch; an image whose partner is in another process keeps its region.
+    The teacher is not a submodule, so optimizer, checkpoint and DistributedDataParallel ignore it.
     With `teacher.feature_weight`, a linear layer that belongs to the run maps the student's features to the teacher's.
 
     Args:
@@ -78,6 +81,8 @@ class DistilStep(Step):
                 raise UsageError("teacher.feature_weight reads features within the student: set run.compile = false")
             self._tap = FeatureTap(bare)
             self.projection = nn.Linear(feature_width(last_layer(bare)), teaching.width)
+        if settings.transplants:
+            self.unit = 2
         # batch norm must see images and views as two batches; without it, one pass over both is equal and faster
         self._one_pass = not any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in bare.modules())
 
@@ -99,14 +104,17 @@ class DistilStep(Step):
         """See `Step.terms`; images are normalised for the student, at the larger of the two sizes."""
         settings = self.settings
         # the batch has the larger of the two sizes, and the normalisation of the student
-        taught = self.teaching(self._for_teacher(images), seeds)
+        partners = self._partners(len(images), images.device) if settings.transplants else None
+        taught = self.teaching(self._for_teacher(images), seeds, partners)
+        own = torch.arange(len(images), device=images.device)
+        subjects = torch.cat((own, own if partners is None else partners))  # (2 B,): whose region a view shows
         logits, view_logits, features, method_losses = self._student_logits(images, taught.view_images, targets)
         terms = {"label": settings.label_weight * self.objective(logits, targets), **method_losses}
         on_views = () if taught.view_logits is None else (view_logits, taught.view_logits)
         counts = None
         if settings.right and taught.view_logits is not None:
             labels = targets.argmax(1) if targets.is_floating_point() else targets
-            counts = taught.view_logits.argmax(1) == labels.repeat(2)  # (2 B,)
+            counts = taught.view_logits.argmax(1) == labels[subjects]  # (2 B,)
         terms["distillation"] = settings.weight * distillation_term(
             logits,
             taught.logits,
@@ -121,7 +129,8 @@ class DistilStep(Step):
             terms["features"] = settings.feature_weight * feature_distance(mapped, taught.features)
         if settings.auxiliary:
             given: dict[str, Any] = dict(settings.auxiliary_options)
-            auxiliary = auxiliary_loss(settings.auxiliary, logits, taught.logits, targets, *on_views, **given)
+            with_targets = (*on_views, targets[subjects]) if on_views else ()
+            auxiliary = auxiliary_loss(settings.auxiliary, logits, taught.logits, targets, *with_targets, **given)
             terms[settings.auxiliary] = settings.auxiliary_weight * auxiliary
         return terms
 

@@ -491,10 +491,13 @@ def _distillation_step(
             "data.versions asks a teacher about each version of an image once, so its answer must not depend on other "
             "images: switch augment.mixup, augment.cutmix and teacher.train_mode off"
         )
+    if settings.transplants and not settings.views:
+        raise UsageError("teacher.transplants are views: set teacher.views = true as well")
     teaching = Teaching(
         teacher_network.train(settings.train_mode),
         teacher_autocast,
         recipe.views if settings.views else None,
+        transplants=settings.transplants,
         keeps=recipe.data.versions > 0,
         with_features=settings.feature_weight > 0,
     )

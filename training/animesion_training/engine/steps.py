@@ -53,6 +53,7 @@ class Step(nn.Module):
         #: Images that stay together when a share is cut into pieces.
         self.unit = 1
         self._batch: tuple[DistributedContext | None, Tensor, int] = (None, torch.zeros(0, dtype=torch.int64), 0)
+        self._at = 0  # of the next piece in the share of this process
 
     @property
     def extra(self) -> nn.Module | None:
@@ -109,6 +110,17 @@ class Step(nn.Module):
         """
         self.number = number
         self._batch = (context, places, total)
+        self._at = 0
+
+    def _partners(self, count: int, device: torch.device) -> Tensor:
+        """Index (B,) of the partner of each image of the next piece, its own if the partner is not in the piece.
+
+        Partners are at the places 2k and 2k + 1 of the global batch.
+        """
+        places = self._batch[1][self._at : self._at + count]
+        self._at += count
+        found = places[:, None] == places ^ 1  # (B, B)
+        return torch.where(found.any(1), found.to(torch.uint8).argmax(1), torch.arange(count, device=device))
 
     def collect(self, places: Tensor, total: int) -> Tensor | None:
         """Return what this process adds to the state of the method, from the passes since the last call.
@@ -284,13 +296,7 @@ class CALStep(Step):
         self.smoothing = smoothing
         self.centers = FeatureCenters(bare.num_classes, bare.head.num_maps * bare.head.in_features)
         self._passed: list[tuple[Tensor, Tensor]] = []  # features and targets of the pieces of this step
-        self._at = 0  # place of the next piece in the share of this process
         self.unit = 2 if settings.mix else 1
-
-    def begin(self, context: DistributedContext, places: Tensor, total: int, number: int) -> None:
-        """See `Step.begin`."""
-        super().begin(context, places, total, number)
-        self._at = 0
 
     def terms(self, images: Tensor, targets: Tensor, seeds: Tensor) -> dict[str, Tensor]:
         """See `Step.terms`; targets are class ids (B,)."""
@@ -306,13 +312,6 @@ class CALStep(Step):
         features = raw.features.detach()
         self._passed.append((features.clone() if self.records_graphs else features, targets))
         return cal_loss(raw, augmented, targets, self.centers, label_smoothing=self.smoothing)
-
-    def _partners(self, count: int, device: torch.device) -> Tensor:
-        """Index (B,) of the partner of each image of this piece, its own if the partner is not in the piece."""
-        places = self._batch[1][self._at : self._at + count]
-        self._at += count
-        found = places[:, None] == places ^ 1  # (B, B)
-        return torch.where(found.any(1), found.to(torch.uint8).argmax(1), torch.arange(count, device=device))
 
     def collect(self, places: Tensor, total: int) -> Tensor:
         """See `Step.collect`: features and 1 + class of each sample in its row of (total, width + 1); 0 elsewhere."""

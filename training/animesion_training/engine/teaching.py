@@ -21,7 +21,7 @@ class Taught(NamedTuple):
 
     Attributes:
         logits: of the images, (B, K).
-        view_logits: of the views, crops and then drops, (2 B, K); None without views.
+        view_logits: of the views, crops and then drops or transplants, (2 B, K); None without views.
         view_images: these views, (2 B, 3, S, S); None without views.
         features: of images, then views, (B, D) or (3 B, D); None unless asked for.
     """
@@ -37,9 +37,10 @@ class Answer(NamedTuple):
 
     Attributes:
         logits: (B, K).
-        maps: the attention that was drawn for the crop and for the drop, (B, 2, h, w); None without views.
-        view_logits: of crop and drop, (B, 2, K); None without views.
-        features: of the image, and of crop and drop, (B, 1, D) or (B, 3, D); None unless asked for.
+        maps: the attention that was drawn for the V views, (B, V, h, w): crop and drop, or the crop alone where
+            transplants take the place of drops; None without views.
+        view_logits: of these views, (B, V, K); None without views.
+        features: of the image, and of the views, (B, 1, D) or (B, 1 + V, D); None unless asked for.
     """
 
     logits: Tensor
@@ -73,6 +74,7 @@ class Teaching:
             gradients.
         autocast: context of its forward passes.
         view_settings: how views are drawn; None for no views.
+        transplants: whether the second view is an image with the attended region of its partner, see `DistilStep`.
         keeps: whether images with the same seed are the same.
         with_features: also return features: the input of the last layer; of a CAL network, the mean over its maps.
 
@@ -89,11 +91,12 @@ class Teaching:
         autocast: Callable[[], AbstractContextManager[Any]],
         view_settings: ViewsSection | None,
         *,
+        transplants: bool = False,
         keeps: bool = False,
         with_features: bool = False,
     ) -> None:
         self.network = network.requires_grad_(False)
-        self._autocast, self._views, self._keeps = autocast, view_settings, keeps
+        self._autocast, self._views, self._transplants, self._keeps = autocast, view_settings, transplants, keeps
         self._kept: dict[int, Answer] = {}
         self._with_features = with_features
         self._tap: FeatureTap | None = None
@@ -104,8 +107,14 @@ class Teaching:
             self._tap, self.width = FeatureTap(network), feature_width(last_layer(network))
 
     @torch.no_grad()
-    def __call__(self, images: Tensor, seeds: Tensor) -> Taught:
-        """Return the answers for images (B, 3, S, S) of the teacher's size and normalisation; seeds are (B,) int64."""
+    def __call__(self, images: Tensor, seeds: Tensor, partners: Tensor | None = None) -> Taught:
+        """Return the answers for images.
+
+        Args:
+            images: (B, 3, S, S), of the teacher's size and normalisation.
+            seeds: (B,), int64.
+            partners: (B,), int64, index of each image's partner, for transplants.
+        """
         if not self._keeps:
             answer, view_images = self._ask(images, seeds)
         else:
@@ -118,6 +127,11 @@ class Teaching:
                     self._kept[names[row]] = asked.of(place)
             answer = _together([self._kept[name] for name in names])
             view_images = None if answer.maps is None else self._make_views(images, answer.maps, seeds)
+        if self._transplants:
+            assert view_images is not None
+            assert partners is not None
+            view_images = torch.cat((view_images, self._transplanted(images, answer, seeds, partners)))
+            answer = _with_partners(answer, partners)
         view_logits = None if answer.view_logits is None else answer.view_logits.transpose(0, 1).flatten(0, 1)
         features = None if answer.features is None else answer.features.transpose(0, 1).flatten(0, 1)
         return Taught(answer.logits, view_logits, view_images, features)
@@ -131,13 +145,14 @@ class Teaching:
         if self._views.displace:
             attention = views.displace(attention, seeds)
         draws = self._draw(seeds, attention, sample=self._views.sample)
-        maps = torch.cat(views.select_maps(attention, draws.maps), dim=1)  # (B, 2, h, w)
+        wanted = draws.maps[:, :1] if self._transplants else draws.maps
+        maps = torch.cat(views.select_maps(attention, wanted), dim=1)  # (B, V, h, w)
         view_images = self._make_views(images, maps, seeds)
         # views are made in float32, without autocast
         view_logits, _, view_features = self._pass(view_images)
-        view_logits = _by_image(view_logits, len(images))  # (B, 2, K)
+        view_logits = _by_image(view_logits, len(images))  # (B, V, K)
         if features is not None and view_features is not None:
-            features = torch.cat((features[:, None], _by_image(view_features, len(images))), dim=1)  # (B, 3, D)
+            features = torch.cat((features[:, None], _by_image(view_features, len(images))), dim=1)  # (B, 1 + V, D)
         return Answer(logits, maps, view_logits, features), view_images
 
     def _pass(self, images: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
@@ -153,10 +168,10 @@ class Teaching:
         return output.logits, output.attention.float(), features
 
     def _make_views(self, images: Tensor, maps: Tensor, seeds: Tensor) -> Tensor:
-        """Crops by the first map of each image, then drops by the second, (2 B, 3, S, S)."""
+        """Crops by the first map of each image, then drops by the second if there is one, (V B, 3, S, S)."""
         assert self._views is not None
         draws = self._draw(seeds, maps, sample=False)  # thresholds depend on the seeds alone
-        both = torch.arange(2, device=maps.device).expand(len(maps), 2)
+        both = torch.tensor([0, maps.shape[1] - 1], device=maps.device).expand(len(maps), 2)
         settings = self._views
         return views.views(
             images,
@@ -165,7 +180,19 @@ class Teaching:
             padding=settings.padding,
             upsampling=settings.upsampling,
             pool=settings.pool,
+            drops=not self._transplants,
         )
+
+    def _transplanted(self, images: Tensor, answer: Answer, seeds: Tensor, partners: Tensor) -> Tensor:
+        """Images with the attended region of their partners in place of their own, (B, 3, S, S)."""
+        assert self._views is not None
+        assert answer.maps is not None
+        settings = self._views
+        mixture = views.draw_mixture(seeds, answer.maps, partners, sample_maps=False, threshold=settings.mix_threshold)
+        maps = views.pool_map(answer.maps) if settings.pool else answer.maps  # (B, 1, h, w)
+        size = (images.shape[2], images.shape[3])
+        boxes = views.crop_boxes(maps, size, mixture.threshold, 0.0, settings.upsampling)
+        return views.exchange(images, boxes, partners)
 
     def _draw(self, seeds: Tensor, attention: Tensor, *, sample: bool) -> views.Draws:
         settings = self._views
@@ -175,5 +202,15 @@ class Teaching:
 
 
 def _by_image(values: Tensor, count: int) -> Tensor:
-    """Rows of crops, then drops, (2 B, D), as (B, 2, D)."""
-    return values.view(2, count, -1).transpose(0, 1)
+    """Rows of one kind of view after the other, (V B, D), as (B, V, D)."""
+    return values.view(-1, count, values.shape[-1]).transpose(0, 1)
+
+
+def _with_partners(answer: Answer, partners: Tensor) -> Answer:
+    """The answer with that for the crop of each image's partner as the last."""
+    assert answer.view_logits is not None
+    view_logits = torch.cat((answer.view_logits, answer.view_logits[partners]), dim=1)
+    features = answer.features
+    if features is not None:
+        features = torch.cat((features, features[partners][:, -1:]), dim=1)
+    return answer._replace(view_logits=view_logits, features=features)

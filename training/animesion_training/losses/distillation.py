@@ -466,6 +466,7 @@ def auxiliary_loss(
     targets: Tensor,
     student_views: Tensor | None = None,
     teacher_views: Tensor | None = None,
+    view_targets: Tensor | None = None,
     **options: Any,
 ) -> Tensor:
     """Compute a further loss by name: `dkd`, `rkd`, `pkt` and `hint` on the logits of the images alone.
@@ -480,6 +481,7 @@ def auxiliary_loss(
         targets: class ids, int64 (B,), or soft labels, floating (B, K), except for `dkd`.
         student_views: logits (2 B, K).
         teacher_views: logits (2 B, K).
+        view_targets: targets of the views, (2 B,) or (2 B, K); None for those of the images, twice.
         **options: of the loss, its keyword arguments, such as `beta=8.0` of `dkd`.
 
     Returns:
@@ -506,8 +508,9 @@ def auxiliary_loss(
     raw = loss(student, teacher.detach(), targets)
     if name not in _ON_VIEWS or student_views is None or teacher_views is None:
         return raw
-    repeated = targets.repeat(2, *[1] * (targets.ndim - 1))
-    return raw / 2 + loss(student_views, teacher_views.detach(), repeated)
+    if view_targets is None:
+        view_targets = targets.repeat(2, *[1] * (targets.ndim - 1))
+    return raw / 2 + loss(student_views, teacher_views.detach(), view_targets)
 
 
 def _check_logits(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
