@@ -1,11 +1,13 @@
 """Share of an image in the crops and drops of a CAL teacher, and the teacher's accuracy on them.
 
     python tests/benchmarks/view_shares.py --data DIR --teacher runs/teacher-cal [--split test] [--boxes DIR/boxes.csv]
+        [--set views.sample=false ...]
 
 A crop that is nearly the whole image, or a drop that removes little, adds little to the image for a student. Thresholds
 and maps are sampled as in training, from the number of the image as its seed. DIR is anything that `animesion train`
 reads; `--boxes` has the box of the subject of each image (file, left, top, right, bottom, in pixels of the image), as
-`studies/pasted_scenes.py` writes it, and adds how much of the subject the views contain.
+`studies/pasted_scenes.py` writes it, and adds how much of the subject the views contain. A transplant has the region of
+another image: of the last one of a batch for the first, and so on.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import argparse
 import csv
 import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,6 +25,7 @@ from PIL import Image
 from animesion_training.data import Augment, open_data, views
 from animesion_training.eval.reading import as_rgb
 from animesion_training.models.cal import CALClassifier
+from animesion_training.recipe import load
 from animesion_training.weights import load_model
 
 BATCH = 64
@@ -33,7 +37,10 @@ def main() -> None:
     parser.add_argument("--teacher", type=Path, required=True)
     parser.add_argument("--split", default="test")
     parser.add_argument("--boxes", type=Path)
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="of the recipe's views")
     options = parser.parse_args()
+    settings = load("tgda", options.set).views
+    drawn: dict[str, Any] = {"sample_maps": settings.sample, "num_maps": settings.maps or None}
     model, card = load_model(options.teacher)
     assert isinstance(model, CALClassifier), f"{options.teacher} is not a CAL teacher"
     assert isinstance(card.img_size, int)
@@ -57,21 +64,35 @@ def main() -> None:
             subjects.append(np.array(known[name]) * (down, down, across, across))
     images, wanted = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2), torch.from_numpy(samples.labels)
     crops, drops, within, hidden = [], [], [], []
-    right = {"image": 0, "crop": 0, "drop": 0}
+    right = {"image": 0, "crop": 0, "drop": 0, "transplant": 0}
     for start in range(0, len(images), BATCH):
         batch = images[start : start + BATCH]
         with torch.inference_mode():
             x = normalise(batch, torch.zeros(len(batch), dtype=torch.int64))
             attention = model.forward_parts(x).attention.float()
-            draws = views.draw(torch.arange(start, start + len(batch)), attention)
-            crop_maps, drop_maps = views.select_maps(attention, draws.maps)
-            boxes = views.crop_boxes(crop_maps, (side, side), draws.crop_threshold)
+            numbers, labels = torch.arange(start, start + len(batch)), wanted[start : start + BATCH]
+            draws = views.draw(numbers, attention, crop=settings.crop, drop=settings.drop, **drawn)
+            chosen = views.select_maps(attention, draws.maps)
+            crop_maps, drop_maps = (views.pool_map(each) for each in chosen) if settings.pool else chosen
+            boxes = views.crop_boxes(
+                crop_maps, (side, side), draws.crop_threshold, settings.padding, settings.upsampling
+            )
             crops.append((boxes[:, 1] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 2]) / side**2)
-            kept = views.drop_mask(drop_maps, (side, side), draws.drop_threshold)[:, 0]
+            kept = views.drop_mask(drop_maps, (side, side), draws.drop_threshold, settings.upsampling)[:, 0]
             drops.append(1 - kept.float().mean((1, 2)))
-            crop, drop = views.views(x, attention, draws).chunk(2)
-            for name, shown in zip(right, (x, crop, drop), strict=True):
-                right[name] += int((model(shown).argmax(1) == wanted[start : start + BATCH]).sum())
+            partners = torch.arange(len(batch)).flip(0)
+            mixture = views.draw_mixture(
+                numbers, crop_maps, partners, sample_maps=False, threshold=settings.mix_threshold
+            )
+            regions = views.crop_boxes(crop_maps, (side, side), mixture.threshold, 0.0, settings.upsampling)
+            shown = {
+                "image": (x, labels),
+                "crop": (views.crop(x, boxes), labels),
+                "drop": (views.drop(x, drop_maps, draws.drop_threshold, settings.upsampling), labels),
+                "transplant": (views.exchange(x, regions, partners), labels[partners]),
+            }
+            for name, (view, classes) in shown.items():
+                right[name] += int((model(view).argmax(1) == classes).sum())
         for subject, box, mask in zip(subjects[start:], boxes.tolist(), kept, strict=False):
             top, bottom, left, end = subject
             high = max(0.0, min(bottom, box[1]) - max(top, box[0]))
