@@ -188,10 +188,14 @@ def test_nothing_is_chosen_without_validation(tmp_path: Path) -> None:
         studies.choose(studies.cells(studies.load(file)), tmp_path)
 
 
-def test_processes_share_the_runs_of_a_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("key", "first", "second"), [("model.img_size", 32, 48), ("run.seed", 0, 1)])
+def test_processes_share_the_runs_of_a_study(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str, first: int, second: int
+) -> None:
     """Another process holds the first run and finishes it after a while; this one does the second meanwhile."""
     file = tmp_path / "sizes.toml"
-    file.write_text('[grid]\n"model.img_size" = [32, 48]\n')
+    file.write_text(f'[grid]\n"{key}" = [{first}, {second}]\n')
+    section, _, name = key.partition(".")
     tried: list[int] = []
 
     def finish(out: Path) -> None:
@@ -200,11 +204,11 @@ def test_processes_share_the_runs_of_a_study(tmp_path: Path, monkeypatch: pytest
         (out / "report" / "evaluation.json").write_text(json.dumps({**metrics, "classes": 10}))
 
     def train(recipe: TrainRecipe, data: str, out: Path, **options: Any) -> None:
-        size = recipe.model.img_size
-        tried.append(size)
-        if size == 48:
+        value = getattr(getattr(recipe, section), name)
+        tried.append(value)
+        if value == second:
             return finish(out)
-        if tried.count(32) == 3:
+        if tried.count(first) == 3:
             finish(out)
         raise BusyError(f"another process is training in {out}")
 
@@ -212,8 +216,7 @@ def test_processes_share_the_runs_of_a_study(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(studies, "_PAUSE", 0.0)
     told: list[str] = []
     rows = studies.run(studies.load(file), str(tmp_path), tmp_path / "out", notify=told.append)
-    assert [row["runs"] for row in rows] == [1, 1]
-    assert tried == [32, 48, 32, 32]
-    assert told == [
-        "img-size-32, 1 to follow", "img-size-32: another process is at it", "img-size-48, 1 to follow",
-    ]  # fmt: skip
+    assert sum(row["runs"] for row in rows) == 2
+    assert tried == [first, second, first, first]
+    one, other = (f"{name.replace('_', '-')}-{value}" for value in (first, second))
+    assert told == [f"{one}, 1 to follow", f"{one}: another process is at it", f"{other}, 1 to follow"]

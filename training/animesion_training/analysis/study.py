@@ -252,14 +252,16 @@ def _run_all(
 
     Args:
         todo: all runs, in the order to start them.
-        first: the runs of the first seed by row; other seeds of a row wait for them.
+        first: the runs of the first seed by row; other seeds of a row wait for them if there are several.
         data: the data to train on.
         out: folder of the study.
         device: as for training.
         notify: as for `run`.
         watcher: as for `run`.
     """
-    waiting, chosen, told = deque(todo), dict[str, Cell](), set[str]()
+    waiting, told = deque(todo), set[str]()
+    # a row without values to choose from has no reason to wait for its first seed
+    chosen = {row: cells[0] for row, cells in first.items() if len(cells) == 1}
     idle = 0  # runs in a row that had to wait
     while waiting:
         if idle and idle >= len(waiting):
