@@ -44,6 +44,7 @@ class ImageTable:
         file_column: where the images are; empty without a header.
         label_column: where the classes are; empty without a header, or where each class has a column.
         missing: rows whose image is not there.
+        is_one_hot: whether each class has a column.
         note: on its encoding; empty for none.
     """
 
@@ -53,6 +54,7 @@ class ImageTable:
     file_column: str
     label_column: str
     missing: int
+    is_one_hot: bool
     note: str
 
     @property
@@ -111,6 +113,7 @@ def find(
         table = _read(path, content, names, f"{where}/{path}", encoding, label_column, demanded=demanded)
         if table:
             found.append(table)
+    _read_ids(found)
     return _with_splits(found)
 
 
@@ -125,7 +128,16 @@ def read(
     table = _read(path, content, Names(images), where, encoding, label_column, demanded=True, given=True)
     if table is None:
         raise UsageError(f"{where} names no images that are there: give a table with a column of file names or paths")
+    _read_ids([table])
     return table
+
+
+def _read_ids(tables: Sequence[ImageTable]) -> None:
+    """Read the classes of tables as ids if they are, in place; the names of columns are none."""
+    of_cells = [table for table in tables if not table.is_one_hot]
+    ids = text_tables.as_class_ids(found for table in of_cells for found in table.labels.values())
+    for table in of_cells:
+        table.labels.update({image: ids[found] for image, found in table.labels.items()})
 
 
 class Names:
@@ -230,17 +242,14 @@ def _read(
     splits: dict[str, str] = {}
     twice = False
     missing = 0
-    classes = (
-        text_tables.classes([_cell(row, labels_at[0]) for row in body]) if len(labels_at) == 1 else [""] * len(body)
-    )
     split_at = text_tables.column(header, sidecars.SPLIT_COLUMNS)
-    for row, name in zip(body, classes, strict=True):
+    for row in body:
         image = names.find(_cell(row, at), folder, split)
         if not image:
             missing += 1
             continue
         if len(labels_at) == 1:
-            found: tuple[str, ...] = (name,) if name else ()
+            found = tuple(filter(None, [_cell(row, labels_at[0])]))
         else:
             found = tuple(header[i] for i in labels_at if _cell(row, i) in {"1", "1.0"})
         if image in labels:
@@ -262,6 +271,7 @@ def _read(
         header[at] if header else "",
         header[labels_at[0]] if header and len(labels_at) == 1 else "",
         missing,
+        len(labels_at) > 1,
         text_tables.encoding_note(content, path, encoding),
     )
 

@@ -180,11 +180,7 @@ def read_table(path: str, content: bytes, place: str, encoding: str = "", label_
     if label_key is None:
         raise UsageError(f"{where} has no column label (its columns are {', '.join(header[:8])}): name one so")
     split_key, group_key = _column(header, SPLIT_COLUMNS), _column(header, GROUP_COLUMNS)
-    labels = [_labels(record.get(label_key)) for record in records]
-    if all(len(each) <= 1 for each in labels):
-        names = text_tables.classes([each[0] if each else "" for each in labels])
-        labels = [(name,) if name else () for name in names]
-    for record, found in zip(records, labels, strict=True):
+    for record in records:
         if not record.get(file_key):
             continue
         split = _text(record.get(split_key)) if split_key else ""
@@ -194,7 +190,7 @@ def read_table(path: str, content: bytes, place: str, encoding: str = "", label_
             )
         yield TableRow(
             _relative(_text(record[file_key])),
-            found,
+            _labels(record.get(label_key)),
             SPLIT_NAMES.get(split.lower(), ""),
             _text(record.get(group_key)) if group_key else "",
             {name: _text(record[key]) for name, keys in _FIELDS.items() for key in keys if record.get(key)},

@@ -61,6 +61,8 @@ def by_metadata(
                 labels = sorted({*readings[path].labels, *reading.labels})
                 reading = Reading(tuple(labels), reading.split, reading.group, reading.fields)
             readings[path] = reading
+    ids = text_tables.as_class_ids(reading.labels for reading in readings.values())
+    readings = {path: replace(reading, labels=ids[reading.labels]) for path, reading in readings.items()}
     if not readings:
         raise UsageError(
             f"{where}: {tables[0]} names no file that is there, such as {missing[0] if missing else '?'!r}: its column "

@@ -7,7 +7,7 @@ import io
 import itertools
 import re
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Annotated
 
 from pydantic import Field
@@ -21,6 +21,11 @@ Encoding = Annotated[
 
 #: Separators that are recognised, the likeliest first.
 SEPARATORS = (",", "\t", ";", "|")
+
+#: What programs write where a value is missing, in lower case.
+MISSING = frozenset(
+    {"nan", "nat", "none", "null", "n/a", "na", "<na>", "#n/a", "unknown", "undefined", "unlabeled", "unlabelled"}
+)
 
 #: Longest cell in characters.
 _LONGEST_CELL = 1 << 20
@@ -146,17 +151,28 @@ def column(header: Sequence[str], names: Sequence[str]) -> int | None:
     return next(itertools.chain(wanted), None)
 
 
-def classes(cells: Sequence[str]) -> list[str]:
-    """The classes in a column, empty where an image has none.
+def class_ids(cells: Iterable[str]) -> dict[str, str]:
+    """The class that each cell of the columns of classes stands for, all tables together; empty for none.
 
-    A column of numbers holds class ids. There `1.0` is `1`, as pandas writes ids in a column with gaps, and NaN and -1
-    are no class; but where there is one other number, as with -1 and 1, both are classes.
+    Where all cells are whole numbers, they are class ids: `1.0` is `1`, as pandas writes ids in a column with gaps, and
+    words for a missing value are no class. Neither is -1 beside three ids or more; with fewer it may be one of them, as
+    in -1, 0 and 1. Other cells stand for themselves.
     """
-    if not all(re.fullmatch(r"-?\d+(?:\.0*)?|[Nn]a[Nn]|", cell) for cell in cells):
-        return list(cells)
-    ids = [cell.partition(".")[0] if cell.lower() != "nan" else "" for cell in cells]
-    counted = {cell for cell in ids if cell and not cell.startswith("-")}
-    return ["" if cell == "-1" and len(counted) > 1 else cell for cell in ids]
+    known = set(cells)
+    numbers = {cell for cell in known if cell.lower() not in MISSING and cell}
+    if not numbers or not all(re.fullmatch(r"-?\d+(?:\.0*)?", cell) for cell in numbers):
+        return {cell: cell for cell in known}
+    ids = {cell: cell.partition(".")[0] for cell in numbers}
+    if len(set(ids.values()) - {"-1"}) > 2:
+        ids = {cell: "" if name == "-1" else name for cell, name in ids.items()}
+    return {cell: ids.get(cell, "") for cell in known}
+
+
+def as_class_ids(labels: Iterable[tuple[str, ...]]) -> dict[tuple[str, ...], tuple[str, ...]]:
+    """What `class_ids` makes of the labels of images, each the cells of an image."""
+    known = set(labels)
+    ids = class_ids(cell for cells in known for cell in cells)
+    return {cells: tuple(dict.fromkeys(ids[cell] for cell in cells if ids[cell])) for cells in known}
 
 
 def _plain(name: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import unicodedata
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,6 +15,7 @@ import pyarrow.compute as pc
 
 from animesion import splits
 from animesion.config.recipe import Recipe
+from animesion.dataset import text_tables
 from animesion.dedup import search
 from animesion.dedup.clusters import Rows
 from animesion.pipeline import published, variants
@@ -24,45 +26,29 @@ from animesion.wording import amount
 
 #: Groups of similar names that a note shows.
 _SHOWN = 3
-#: What programs write where a value is missing, in lower case.
-_MISSING = {
-    "nan",
-    "nat",
-    "none",
-    "null",
-    "n/a",
-    "na",
-    "<na>",
-    "#n/a",
-    "unknown",
-    "undefined",
-    "unlabeled",
-    "unlabelled",
-}
 
 
 def class_name_notes(labels: Coded, reason: Coded) -> list[str]:
-    """Notes on classes whose names differ in spelling only, and on those whose names say that there is none."""
+    """Notes on classes whose names differ in spelling only, and on classes named like a missing label."""
     sizes = np.bincount(labels.codes[remaining(reason)], minlength=len(labels.names)).tolist()
     names = [name for name, size in zip(labels.names, sizes, strict=True) if size]
     alike: dict[str, list[str]] = defaultdict(list)
     for name in names:
         plain = unicodedata.normalize("NFKC", name).casefold()
-        if plain.removeprefix("-").isdecimal():
-            continue  # -1 is not 1
-        alike["".join(letter for letter in plain if not letter.isspace() and letter not in "_-")].append(name)
+        # not before a digit: -1 is not 1, and 1-23 not 12-3
+        alike[re.sub(r"[\s_-]+(?!\d)", "", plain)].append(name)
     notes = []
     if groups := sorted(sorted(each) for each in alike.values() if len(each) > 1):
         shown = "; ".join(" and ".join(map(repr, each)) for each in groups[:_SHOWN])
         more = f"; and {len(groups) - _SHOWN} more" if len(groups) > _SHOWN else ""
-        kept, *others = (json.dumps(name, ensure_ascii=False) for name in groups[0])
-        joined = ", ".join(f"{name} = {kept}" for name in others)
+        quoted = ([json.dumps(name, ensure_ascii=False) for name in each] for each in groups[:_SHOWN])
+        joined = ", ".join(f"{name} = {kept}" for kept, *others in quoted for name in others)
         notes.append(
             f"classes whose names differ in case, blanks, _, - or width only: {shown}{more}; "
-            f"label.rename joins them: {{ {joined} }}"
+            f"label.rename = {{ {joined} }} joins {'these' if more else 'them'}"
         )
     for name, size in zip(labels.names, sizes, strict=True):
-        if size and name.casefold() in _MISSING:
+        if size and (name == "-1" or name.casefold() in text_tables.MISSING):
             notes.append(
                 f"{amount(size, 'image is', 'images are')} of a class '{name}': if this means that "
                 f"{'it has' if size == 1 else 'they have'} no label, label.exclude = [{json.dumps(name)}] drops "

@@ -9,6 +9,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any, Protocol
 
 import pyarrow as pa
@@ -20,6 +21,9 @@ from animesion.sources.file_sets import FileSet
 
 #: Names of columns that hold labels without being marked as such.
 LABEL_NAMES = ("label", "labels", "class", "class_name", "classname", "category", "character", "species", "cultivar")
+
+#: Rows by which a column of floats is known to hold class ids.
+_LOOKED_AT = 1000
 
 #: Columns that a message lists.
 _NAMED = 12
@@ -66,7 +70,7 @@ class Columns:
     def labels_of(self, value: Any) -> tuple[tuple[str, ...], int, str]:
         """Class names, class id and fault of a value.
 
-        A negative number is no label, as in the unlabelled test sets of the Hub, and NaN neither.
+        Negative numbers, as in unlabelled test sets of the Hub, and NaN are no label.
 
         Returns:
             Names; the id, or -1 if there is none or there are several; what is wrong with the value, or an empty text.
@@ -75,12 +79,13 @@ class Columns:
         texts: list[str] = []
         class_id = -1
         for each in values:
-            if isinstance(each, float):  # pandas has no missing integers
-                if math.isnan(each):
+            if isinstance(each, (float, Decimal)):  # pandas has no missing integers
+                number = float(each)
+                if math.isnan(number):
                     continue
-                if not each.is_integer() or abs(each) >= 1 << 53:
-                    return (), -1, f"label {each:g} is no class id"
-                each = int(each)
+                if not number.is_integer() or abs(number) >= 1 << 53:
+                    return (), -1, f"label {number:g} is no class id"
+                each = int(number)
             if isinstance(each, int) and not isinstance(each, bool):
                 if each < 0:
                     continue
@@ -123,7 +128,7 @@ def choose(parquet: pq.ParquetFile, where: str, options: Choices, files: FileSet
     if not features:
         features = _readme_features(files, schema.names)
     image = _image_column(schema, features, where, options.image_column)
-    label, refusal = _label_column(schema, features, where, options.label_column, image)
+    label, refusal = _label_column(parquet, features, where, options.label_column, image)
     names = tuple(map(clean_text, _class_names(features.get(label)))) if label else ()
     if len(set(names)) != len(names):
         twice = next(name for name in names if names.count(name) > 1)
@@ -156,18 +161,21 @@ def _image_column(schema: pa.Schema, features: Mapping[str, Any], where: str, gi
 
 
 def _label_column(
-    schema: pa.Schema, features: Mapping[str, Any], where: str, given: str, image: str
+    parquet: pq.ParquetFile, features: Mapping[str, Any], where: str, given: str, image: str
 ) -> tuple[str, str]:
     """The column of labels, or an empty text and the sentence that refuses a dataset without one."""
+    schema = parquet.schema_arrow
     candidates = [field.name for field in schema if field.name != image and _holds_labels(field.type)]
+    floats = [field.name for field in schema if pa.types.is_floating(field.type) and _are_whole(parquet, field.name)]
     refusal = f"{where} has no column of labels; columns that can be are {_names(candidates)}: set source.label_column"
     if given:
+        candidates += floats
         if given in schema.names and given not in candidates:
-            raise UsageError(f"source.label_column: the column {given!r} of {where} holds neither numbers nor texts")
+            raise UsageError(f"source.label_column: the column {given!r} of {where} holds neither class ids nor texts")
         return (given, "") if given in candidates else ("", f"source.label_column={given}: {refusal}")
     marked = [name for name in candidates if _class_names(features.get(name))]
-    named = [name for name in candidates if name.casefold() in LABEL_NAMES]
-    for choice in (marked, named):
+    named, ids = ([name for name in each if name.casefold() in LABEL_NAMES] for each in (candidates, floats))
+    for choice in (marked, named, ids):
         if len(choice) == 1:
             return choice[0], ""
         if choice:
@@ -261,8 +269,17 @@ def _holds_labels(kind: pa.DataType) -> bool:
         return _holds_labels(kind.value_type) and not pa.types.is_nested(kind.value_type)
     if pa.types.is_dictionary(kind):
         return _is_text(kind.value_type)
-    numbers = pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)
-    return _is_text(kind) or numbers or pa.types.is_boolean(kind)
+    return _is_text(kind) or pa.types.is_integer(kind) or pa.types.is_boolean(kind) or pa.types.is_decimal(kind)
+
+
+def _are_whole(parquet: pq.ParquetFile, column: str) -> bool:
+    """Whether the first values of a column of floats are ids, as pandas writes them in a column with gaps."""
+    try:
+        batch = next(parquet.iter_batches(_LOOKED_AT, columns=[column], use_threads=False), None)
+    except (pa.ArrowException, OSError, ValueError):  # reading the rows says what is wrong
+        return False
+    values = [] if batch is None else [each for each in batch.column(0).to_pylist() if each is not None]
+    return all(each.is_integer() for each in values if each == each)
 
 
 def _as_text(value: Any) -> str:

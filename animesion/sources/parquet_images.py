@@ -24,6 +24,7 @@ from animesion.schemas import DropReason, Item, Payload
 from animesion.sources import clean_text, families, file_key
 from animesion.sources.file_sets import FileSet, ordered_splits, split_of
 from animesion.sources.stored import Listed, PathOrUrl
+from animesion.splits import SPLIT_NAMES
 from animesion.wording import amount
 
 if TYPE_CHECKING:
@@ -42,6 +43,9 @@ _LARGEST_LABELS = 256 << 20
 
 #: Bytes that are read ahead from a bucket.
 _BLOCK = 4 << 20
+
+#: What differs between files of one set: numbers, and the hashes that the Hub put into names.
+_NUMBER = re.compile(r"(?<![0-9a-z])[0-9a-f]{16}(?![0-9a-z])|\d+")
 
 
 class ParquetOptions(Section):
@@ -236,21 +240,26 @@ def _check_one_dataset(names: Sequence[str], path: str) -> None:
     """Check that the files are not those of several configurations, each in a folder of its own.
 
     Raises:
-        UsageError: files of a split that differ in their numbers only are in several folders; folders named after a
-            split, and partitions such as `year=2020`, do not count.
+        UsageError: files of a split that differ in their numbers only are in several folders. Folders named after a
+            split, partitions such as `year=2020`, and numbered parts such as `000` do not count.
     """
-    folders: dict[tuple[str, str], set[str]] = defaultdict(set)
+    # split and name without numbers -> parts of the folder without numbers -> the folder
+    folders: dict[tuple[str, str], dict[str, str]] = defaultdict(dict)
     for name in names:
         *above, base = name.split("/")
-        kept = [part for part in above if not split_of(part) and "=" not in part]
-        folders[split_of(name), re.sub(r"\d+", "#", base)].add("/".join(kept))
+        parts = [part for part in above if part.lower() not in SPLIT_NAMES and "=" not in part and not part.isdecimal()]
+        alike = folders[split_of(name), _NUMBER.sub("#", base)]
+        alike.setdefault("/".join(_NUMBER.sub("#", part) for part in parts), "/".join(above))
     several = max(folders.values(), key=len)
     if len(several) > 1:
-        shown = " and ".join(clean_text(each or ".", 100) for each in sorted(several)[:2])
+        shown = " and ".join(clean_text(each or ".", 100) for each in sorted(several.values())[:2])
+        depths = sorted({name.count("/") for name in names})
+        patterns = ["*/" * depth + "*.parquet" for depth in depths]
+        pattern = patterns[0] if len(patterns) == 1 else f"{{{','.join(patterns)}}}"
         raise UsageError(
             f"source.path: {path} has files of the same name in {len(several):,} folders, such as {shown}: if these "
             "are configurations with classes of their own, give one of the folders; if they are parts of one dataset, "
-            "give a pattern of all files, such as '*/*.parquet'"
+            f"give a pattern of all files, '{path.rstrip('/')}/{pattern}'"
         )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -90,20 +91,24 @@ class ClassNames:
         return cls(names, name, ours)
 
     def check_first(self, labels: Sequence[SampleLabel]) -> None:
-        """Check that labels do not count classes from one where their names count from zero.
+        """Check that the numbers of classes start where their names do.
 
         Raises:
-            UsageError: no label has the first number that is named, and some have the one after the last.
+            UsageError: all numbers of the labels are one higher, or one lower, than those of the names.
         """
-        if not self.names:
+        first, last = min(self.names, default=0), max(self.names, default=0)
+        if last - first + 1 != len(self.names) or len(self.names) < 2:
             return
-        first, last = min(self.names), max(self.names)
-        if any(label.unnamed == last + 1 for label in labels) and all(label.class_id != first for label in labels):
-            raise UsageError(
-                f"source.classes: the numbers of classes go from {first} to {last} in {self.where}, but those of the "
-                f"labels from {first + 1} to {last + 1}: each class would have the name of the next one. Set it to a "
-                "CSV with the columns class_id and name"
-            )
+        seen = {name for label in labels for name in label.labels}
+        used = {number for number, name in self.names.items() if name in seen}
+        unnamed = {label.unnamed for label in labels if label.unnamed >= 0}
+        for start, beyond, unused in ((first + 1, last + 1, first), (first - 1, first - 1, last)):
+            if unnamed == {beyond} and used == set(self.names) - {unused}:
+                raise UsageError(
+                    f"source.classes: the labels count from {start}, but {self.where} counts from {first}, so each "
+                    f"class would get the name of the {'next' if start > first else 'previous'} one: set it to a CSV "
+                    "with the columns class_id and name"
+                )
 
 
 def label_of(members: Mapping[str, bytes], names: ClassNames, member: str, key: str) -> SampleLabel:
@@ -154,8 +159,13 @@ def _names_of(value: Any, names: ClassNames, *, numeric: bool) -> tuple[tuple[st
     class_id = -1
     for each in value if isinstance(value, list) else [value]:
         is_number = isinstance(each, int) and not isinstance(each, bool)
-        if numeric and isinstance(each, str) and each.removeprefix("-").isdecimal() and len(each) < 12:
-            each, is_number = int(each), True
+        if isinstance(each, float):  # pandas has no missing integers
+            if each != each:
+                continue
+            if each.is_integer() and abs(each) < 1 << 53:
+                each, is_number = int(each), True
+        elif numeric and isinstance(each, str) and re.fullmatch(r"-?[0-9]{1,11}(?:\.0*)?", each):
+            each, is_number = int(each.partition(".")[0]), True
         if is_number:
             if each < 0:
                 continue

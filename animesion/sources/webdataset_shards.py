@@ -103,7 +103,8 @@ class WebDatasetSource:
                 f"source.path: no sample in {self.options.path} has an image: a sample is a set of members such as "
                 "0001.jpg and 0001.cls"
             )
-        names.check_first([sample.label for sample in samples])
+        if not self.options.classes:
+            names.check_first([sample.label for sample in samples])
         yield from self._items(samples)
         self.notes += _sentences(samples, shards, seen, names)
 

@@ -15,7 +15,7 @@ import pytest
 
 import animesion
 from animesion import sources
-from animesion.dataset import image_tables, layouts, readings, sidecars
+from animesion.dataset import layouts, readings
 from animesion.errors import UsageError
 from animesion.sources import class_folders
 from animesion.splits import split_folders
@@ -290,27 +290,48 @@ def test_folders_are_named_after_splits(names: list[str], found: dict[str, str])
     ("cells", "classes"),
     [
         (["0.0", "1.0", "", "12.0"], ["0", "1", "", "12"]),
-        (["0", "1", "-1", "nan"], ["0", "1", "", ""]),
+        (["0", "1", "2", "-1", "nan", "NA", "<NA>"], ["0", "1", "2", "", "", "", ""]),
         (["-1", "1", "-1", "1"], ["-1", "1", "-1", "1"]),
+        (["-1", "0", "1", "1.0"], ["-1", "0", "1", "1"]),
         (["1.5", "2.0", "", "2.0"], ["1.5", "2.0", "", "2.0"]),
         (["miku", "1.0", "-1", "nan"], ["miku", "1.0", "-1", "nan"]),
         (["001", "010", "001", "010"], ["001", "010", "001", "010"]),
     ],
 )
-def test_numbers_of_classes_are_read_as_ids(cells: list[str], classes: list[str]) -> None:
-    images = [f"images/{i}.jpg" for i in range(len(cells))]
-    rows = "".join(f"{i}.jpg,{cell}\n" for i, cell in enumerate(cells))
-    table = image_tables.read("labels.csv", f"file,label\n{rows}".encode(), images, "set")
-    assert [table.labels[image] for image in images] == [(name,) if name else () for name in classes]
-    beside = f"file_name,label\n{rows}".encode()
-    read = sidecars.read_table("metadata.csv", beside, "set")
-    assert [row.labels for row in read] == [(name,) if name else () for name in classes]
+@pytest.mark.parametrize("table", ["metadata.csv", "images.csv"])
+def test_numbers_of_classes_are_read_as_ids(cells: list[str], classes: list[str], table: str) -> None:
+    files = images(*(f"{i}.jpg" for i in range(2 * len(cells))))
+    rows = "".join(f"{i}.jpg,{cell}\n" for i, cell in enumerate([*cells, *cells]))
+    layout = understood(files | {table: f"file_name,label\n{rows}".encode()})
+    assert [layout.readings[f"{i}.jpg"].labels for i in range(len(cells))] == [(c,) if c else () for c in classes]
+
+
+@pytest.mark.parametrize("name", ["metadata.csv", "labels.csv"])
+@pytest.mark.parametrize(
+    ("train", "test", "expected"),
+    [
+        (["1.0", "1.5", "2.0"], ["1.0", "2.0"], ["1.0", "2.0"]),
+        (["0", "1", "2"], ["1.0", ""], ["1", ""]),
+        (["0", "1", "2"], ["-1", "-1"], ["", ""]),
+        (["-1", "0", "1"], ["-1", "1"], ["-1", "1"]),
+    ],
+)
+def test_all_tables_decide_what_numbers_are(name: str, train: list[str], test: list[str], expected: list[str]) -> None:
+    files = images(*(f"train/{i}.jpg" for i in range(6)), "test/6.jpg", "test/7.jpg")
+    tables = {"train": [*enumerate([*train, *train])], "test": [*enumerate(test, 6)]}
+    for split, rows in tables.items():
+        lines = "".join(f"{i}.jpg,{cell}\n" for i, cell in rows)
+        files[f"{split}/{name}"] = f"file_name,label\n{lines}".encode()
+    layout = understood(files)
+    assert [layout.readings[f"test/{i}.jpg"].labels for i in (6, 7)] == [(each,) if each else () for each in expected]
 
 
 def test_missing_numbers_of_classes_in_other_tables() -> None:
     lines = b'{"file_name": "1.jpg", "label": 1.0}\n{"file_name": "2.jpg", "label": NaN}\n'
-    lines += b'{"file_name": "3.jpg", "label": 0}\n{"file_name": "4.jpg", "label": -1}\n'
-    assert [row.labels for row in sidecars.read_table("metadata.jsonl", lines, "set")] == [("1",), (), ("0",), ()]
+    lines += b'{"file_name": "3.jpg", "label": 0}\n'
+    layout = understood(images("1.jpg", "2.jpg", "3.jpg") | {"metadata.jsonl": lines})
+    assert [layout.readings[f"{i}.jpg"].labels for i in (1, 2, 3)] == [("1",), (), ("0",)]
     out = io.BytesIO()
     pq.write_table(pa.table({"file_name": ["1.jpg", "2.jpg"], "label": [0.0, float("nan")]}), out)
-    assert [row.labels for row in sidecars.read_table("metadata.parquet", out.getvalue(), "set")] == [("0",), ()]
+    layout = understood(images("1.jpg", "2.jpg") | {"metadata.parquet": out.getvalue()})
+    assert [layout.readings[f"{i}.jpg"].labels for i in (1, 2)] == [("0",), ()]

@@ -7,6 +7,7 @@ import json
 import os
 import struct
 from collections.abc import Iterator, Sequence
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -138,42 +139,53 @@ def test_ids_that_pandas_wrote_as_floats_are_ids(tmp_path: Path) -> None:
     assert "3 rows have no label" in source.notes[0]
     write(tmp_path / "a.parquet", [1.0, 2.0], metadata=huggingface(label=CLASS_LABEL))
     assert [item.labels for item in listed(tmp_path)[1]] == [("bee",), ("cat",)]
-    write(tmp_path / "a.parquet", [0.0, 0.5, float("inf"), 1e300])
-    assert [item.detail for item in listed(tmp_path)[1]] == [
+    # the first 1,000 values decide
+    write(tmp_path / "a.parquet", [0.0] * 1000 + [0.5, float("inf"), 1e300])
+    assert [item.detail for item in listed(tmp_path)[1][-4:]] == [
         "",
         "label 0.5 is no class id",
         "label inf is no class id",
         "label 1e+300 is no class id",
     ]
+    write(tmp_path / "a.parquet", [Decimal("-1.00"), Decimal("1.00"), Decimal("0.00")])
+    assert [item.labels for item in listed(tmp_path)[1]] == [(), ("1",), ("0",)]
+
+
+def test_scores_are_no_labels(tmp_path: Path) -> None:
+    write(tmp_path / "a.parquet", [0.1, 0.9])
+    with pytest.raises(UsageError, match="no column of labels; columns that can be are none"):
+        listed(tmp_path)
+    for scores in ([0.1, 0.9], [[0.0, 1.0], [1.0, 0.0]], [1.0, 2.0]):
+        write(tmp_path / "a.parquet", scores, class_name=["a", "b"])
+        assert [item.labels for item in listed(tmp_path)[1]] == [("a",), ("b",)]
 
 
 @pytest.mark.parametrize(
     ("names", "folders"),
     [
         (["a/train-00000-of-00001.parquet", "b/train-00000-of-00002.parquet"], "a and b"),
-        (["a/train/0000.parquet", "b/train/0000.parquet", "a/test/0000.parquet"], "a and b"),
+        (["a/train/0000.parquet", "b/train/0000.parquet", "a/test/0000.parquet"], "a/\\w+ and b/train"),
         (["data/coarse/train-0.parquet", "data/fine/train-0.parquet"], "data/coarse and data/fine"),
         (["train-0.parquet", "more/train-0.parquet"], r"\. and more"),
+        (["train_small/0000.parquet", "train_full/0000.parquet"], "train_full and train_small"),
+        (["a/train-0-a09b74b3ef9c3b56.parquet", "b/train-0-b21cdcbd44a80c6c.parquet"], "a and b"),
     ],
 )
 def test_configurations_are_not_mixed(tmp_path: Path, names: list[str], folders: str) -> None:
     for name in names:
         write(tmp_path / name, [0, 1])
-    with pytest.raises(
-        UsageError, match=rf"the same name in 2 folders, such as {folders}: if these are configurations"
-    ):
+    with pytest.raises(UsageError, match=rf"the same name in 2 folders, such as {folders}: if these are") as refused:
         listed(tmp_path)
-    depth = max(name.count("/") for name in names)
-    assert listed(f"{tmp_path}/{'*/' * depth}*.parquet")[1]
+    assert len(listed(str(refused.value).rpartition(" ")[2].strip("'"))[1]) == 2 * len(names)
 
 
 def test_splits_and_partitions_in_folders_are_one_dataset(tmp_path: Path) -> None:
     for name in ("train/0000.parquet", "test/0000.parquet", "train/0001.parquet", "data/val-0.parquet"):
         write(tmp_path / "splits" / name, [0, 1])
     assert [item.split for item in listed(tmp_path / "splits")[1]] == ["val"] * 2 + ["test"] * 2 + ["train"] * 4
-    for year in (2020, 2021):
-        write(tmp_path / f"parts/year={year}/part-0.parquet", [0, 1])
-    assert len(listed(tmp_path / "parts")[1]) == 4
+    for part in ("year=2020", "year=2021", "year=2021/000", "year=2021/001"):
+        write(tmp_path / f"parts/{part}/part-0.parquet", [0, 1])
+    assert len(listed(tmp_path / "parts")[1]) == 8
 
 
 def test_several_columns_are_refused_with_the_choice(tmp_path: Path) -> None:

@@ -155,8 +155,11 @@ def test_numbers_from_one_do_not_get_the_names_of_the_next_class(tmp_path: Path)
     path = shard(tmp_path / "set/train.tar", members(1, 2, 3))
     names = tmp_path / "set/classnames.txt"
     names.write_text("apple\nbee\ncat\n")
-    with pytest.raises(UsageError, match=r"from 0 to 2 in classnames\.txt, but those of the labels from 1 to 3: each"):
+    with pytest.raises(
+        UsageError, match=r"count from 1, but classnames\.txt counts from 0, so .* name of the next one"
+    ):
         listed(path.parent)
+    assert labels(listed(path.parent, classes=str(names))[1]) == [("bee",), ("cat",), ()]
     # as soon as class 0 has an image, they count from 0 and one is wrong
     shard(path, members(0, 1, 2, 3))
     _, items = listed(path.parent)
@@ -169,6 +172,40 @@ def test_numbers_from_one_do_not_get_the_names_of_the_next_class(tmp_path: Path)
     (path.parent / "classes.csv").write_text("class_id,name\n1,apple\n2,bee\n3,cat\n")
     shard(path, members(1, 2, 3))
     assert labels(listed(path.parent)[1]) == [("apple",), ("bee",), ("cat",)]
+    shard(path, members(0, 1, 2))
+    with pytest.raises(UsageError, match=r"count from 0, but classes\.csv counts from 1, so .* of the previous one"):
+        listed(path.parent)
+    # lists with the first class, and one number that has no name
+    lists = (b"[1, 2]", b"[1, 3]", b"[0]")
+    shard(
+        path,
+        [
+            each
+            for n, each_list in enumerate(lists)
+            for each in ((f"{n}.jpg", b"j"), (f"{n}.json", post(label=json.loads(each_list))))
+        ],
+    )
+    assert labels(listed(path.parent)[1]) == [("apple", "bee"), ("apple", "cat"), ()]
+
+
+def test_ids_as_floats_are_ids(tmp_path: Path) -> None:
+    path = shard(
+        tmp_path / "a.tar",
+        [
+            ("1.jpg", JPG),
+            ("1.json", b'{"label": 1.0}'),
+            ("2.jpg", JPG),
+            ("2.json", b'{"label": NaN}'),
+            ("3.jpg", JPG),
+            ("3.cls", b"1.0"),
+            ("4.jpg", JPG),
+            ("4.json", b'{"label": -1.0}'),
+            ("5.jpg", JPG),
+            ("5.cls", b"1.5"),
+        ],
+    )
+    (tmp_path / "classnames.txt").write_text("apple\nbee\n")
+    assert labels(listed(path)[1]) == [("bee",), (), ("bee",), (), ("1.5",)]
 
 
 def test_a_dataset_of_ours_gives_names_splits_groups_and_provenance(small_dataset: Path) -> None:
