@@ -6,8 +6,8 @@
 A crop that is nearly the whole image, or a drop that removes little, adds little to the image for a student. Thresholds
 and maps are sampled as in training, from the number of the image as its seed. DIR is anything that `animesion train`
 reads; `--boxes` has the box of the subject of each image (file, left, top, right, bottom, in pixels of the image), as
-`studies/pasted_scenes.py` writes it, and adds how much of the subject the views contain. A transplant has the region of
-another image: of the last one of a batch for the first, and so on.
+`studies/pasted_scenes.py` writes it, and adds how much of the subject the views contain. A transplant shows
+the region of another image of the split, drawn at random.
 """
 
 from __future__ import annotations
@@ -39,6 +39,8 @@ def main() -> None:
     parser.add_argument("--boxes", type=Path)
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="of the recipe's views")
     options = parser.parse_args()
+    if others := [each for each in options.set if not each.startswith("views.")]:
+        parser.error(f"--set {others[0]}: only views.* has an effect here")
     settings = load("tgda", options.set).views
     drawn: dict[str, Any] = {"sample_maps": settings.sample, "num_maps": settings.maps or None}
     model, card = load_model(options.teacher)
@@ -55,22 +57,25 @@ def main() -> None:
                 for row in csv.DictReader(file)
             }
     pixels, subjects = [], []
-    for i in range(len(samples)):
+    order = np.random.default_rng(0).permutation(len(samples)).tolist()  # partners are neighbours
+    for i in order:
         with Image.open(io.BytesIO(samples.read(i))) as image:
             pixels.append(np.asarray(image.convert("RGB").resize((side, side), Image.Resampling.BICUBIC)))
             down, across = side / image.height, side / image.width
         if options.boxes:
             name = Path(samples.source.name(int(samples.files[i]))).relative_to(options.data).as_posix()
             subjects.append(np.array(known[name]) * (down, down, across, across))
-    images, wanted = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2), torch.from_numpy(samples.labels)
+    images, wanted = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2), torch.from_numpy(samples.labels)[order]
     crops, drops, within, hidden = [], [], [], []
     right = {"image": 0, "crop": 0, "drop": 0, "transplant": 0}
     for start in range(0, len(images), BATCH):
         batch = images[start : start + BATCH]
         with torch.inference_mode():
+            numbers = torch.arange(start, start + len(batch))
             x = normalise(batch, torch.zeros(len(batch), dtype=torch.int64))
             attention = model.forward_parts(x).attention.float()
-            numbers, labels = torch.arange(start, start + len(batch)), wanted[start : start + BATCH]
+            attention = views.displace(attention, numbers) if settings.displace else attention
+            labels = wanted[start : start + BATCH]
             draws = views.draw(numbers, attention, crop=settings.crop, drop=settings.drop, **drawn)
             chosen = views.select_maps(attention, draws.maps)
             crop_maps, drop_maps = (views.pool_map(each) for each in chosen) if settings.pool else chosen
@@ -80,7 +85,7 @@ def main() -> None:
             crops.append((boxes[:, 1] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 2]) / side**2)
             kept = views.drop_mask(drop_maps, (side, side), draws.drop_threshold, settings.upsampling)[:, 0]
             drops.append(1 - kept.float().mean((1, 2)))
-            partners = torch.arange(len(batch)).flip(0)
+            partners = torch.arange(len(batch)).roll(1)
             mixture = views.draw_mixture(
                 numbers, crop_maps, partners, sample_maps=False, threshold=settings.mix_threshold
             )

@@ -120,10 +120,13 @@ def test_partners_are_mixed_by_any_number_of_processes(pool: ranks.Pool, accumul
         same(each, alone, 1e-4)
 
 
-def test_transplants_are_those_of_one_process_where_partners_are_together(pool: ranks.Pool, teacher: Path) -> None:
-    overrides = [*_METHODS["tgda"], "teacher.transplants=true", f"teacher.weights={teacher}", "run.batch_size=8"]
-    [alone] = pool(ranks.train, 1, overrides, 16)
-    for each in pool(ranks.train, 2, [*overrides, "run.accumulate=2"], 16):
+@pytest.mark.parametrize(("world_size", "accumulate"), [(2, 1), (3, 2)])
+def test_transplants_are_those_of_one_process(
+    pool: ranks.Pool, teacher: Path, world_size: int, accumulate: int
+) -> None:
+    overrides = [*_METHODS["tgda"], "teacher.transplants=true", f"teacher.weights={teacher}", "run.batch_size=10"]
+    [alone] = pool(ranks.train, 1, overrides, 17)
+    for each in pool(ranks.train, world_size, [*overrides, f"run.accumulate={accumulate}"], 17):
         same(each, alone, 1e-4)
 
 

@@ -301,8 +301,10 @@ def test_transplants_stay_in_pieces_of_a_batch(tmp_path: Path) -> None:
 
 
 def test_transplants_need_views(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"teacher\.transplants are views: set teacher\.views = true"):
+    with pytest.raises(UsageError, match=r"teacher\.transplants needs views: set teacher\.views = true"):
         distilling(tmp_path, "teacher.transplants=true", "teacher.views=false")
+    with pytest.raises(UsageError, match=r"needs a second image: set run\.batch_size to 2 or more"):
+        distilling(tmp_path, "teacher.transplants=true", "run.batch_size=1")
 
 
 def test_features_are_distilled_through_a_layer_of_the_run(tmp_path: Path) -> None:

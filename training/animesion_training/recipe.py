@@ -183,7 +183,9 @@ class ViewsSection(Section):
     mix: bool = Field(
         False, description="also exchange the most attended regions of each image and its partner (CALMix)"
     )
-    mix_threshold: Range = Field((0.6, 0.8), strict=False, description="range of the threshold of these regions")
+    mix_threshold: Range = Field(
+        (0.6, 0.8), strict=False, description="range of the threshold of regions that are exchanged"
+    )
     upsampling: Literal["bilinear", "bicubic"] = Field(
         "bilinear",
         description="how maps are upsampled: bilinear with aligned corners as for TGDA, or bicubic as for CALMix",
@@ -244,8 +246,8 @@ class TeacherSection(Section):
     )
     transplants: bool = Field(
         False,
-        description="with views: in place of the drop, the image with its attended region replaced by that of another "
-        "image, which is taught by the teacher's answer for the crop of that image",
+        description="with views: replace the drop by a transplant, the image with its attended region replaced by "
+        "another image's (see views.mix_threshold); the student learns the teacher's answer for that image's crop",
     )
     right: bool = Field(False, description="distil on a view only where the teacher names the class of the image")
     feature_weight: float = Field(

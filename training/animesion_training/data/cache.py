@@ -197,6 +197,7 @@ class CachedStream(Scheduled):
         pairs: as for `Stream`.
         together: as for `Stream`.
         partners: as for `Stream`.
+        neighbours: as for `Stream`.
         versions: as for `Stream`.
 
     Raises:
@@ -222,6 +223,7 @@ class CachedStream(Scheduled):
         pairs: bool = False,
         together: int = 1,
         partners: bool = False,
+        neighbours: bool = False,
         versions: int = 0,
     ) -> None:
         super().__init__(
@@ -239,6 +241,7 @@ class CachedStream(Scheduled):
             pairs=pairs,
             together=together,
             partners=partners,
+            neighbours=neighbours,
             versions=versions,
         )
         self.resident = resident

@@ -100,6 +100,7 @@ class Scheduled(IterableDataset[Batch], ABC):
         partners: in training, whether each sample is followed by another one of its class, see
             `schedule.with_partners`: an epoch has twice the samples, and the batch size is even. A sample and its
             partner are in the same batch on the same rank, and the window is 0.
+        neighbours: in training, whether every other sample of a batch is on the same rank as the next one.
         versions: in training, number of seeds that a sample has, which epochs use in turn: its augmentation repeats
             after that many epochs; 0 for other seeds in each epoch.
 
@@ -129,6 +130,7 @@ class Scheduled(IterableDataset[Batch], ABC):
         pairs: bool = False,
         together: int = 1,
         partners: bool = False,
+        neighbours: bool = False,
         versions: int = 0,
     ) -> None:
         if batch_size < 1 or not 0 <= rank < world_size or (window or 0) < 0:
@@ -173,6 +175,7 @@ class Scheduled(IterableDataset[Batch], ABC):
         self.world_size = world_size
         self.together = together if train else 1
         self.partners = partners and train
+        self.neighbours = (partners or neighbours) and train
         self.versions = versions if train else 0
         anywhere = together > 1 or partners  # members of a class are in any block
         self.window = (int(samples.remote) if window is None and not anywhere else window or 0) if train else 0
@@ -321,7 +324,8 @@ class Scheduled(IterableDataset[Batch], ABC):
             if (number - 1) % workers != worker:
                 start = end
                 continue
-            positions = schedule.share(start, end, self.rank, self.world_size, pairs=self.pairs, partners=self.partners)
+            together = {"pairs": self.pairs, "partners": self.neighbours}
+            positions = schedule.share(start, end, self.rank, self.world_size, **together)
             if len(positions) or self.train:
                 version = (epoch % self.versions, order[positions]) if self.versions else (epoch, positions)
                 hashes = seeds.hashes(self.seed, seeds.AUGMENT, *version)

@@ -169,7 +169,8 @@ def share(start: int, end: int, rank: int, world_size: int, *, pairs: bool = Fal
         rank: from 0.
         world_size: number of ranks.
         pairs: whether mirror images stay together.
-        partners: whether every other sample stays with the next one, see `with_partners`; `pairs` is ignored then.
+        partners: whether every other sample stays with the next one, and the last of an odd number with the two before
+            it; `pairs` is ignored then.
 
     Returns:
         Ascending places in the order; none when the batch has too few samples for this rank.
@@ -177,7 +178,9 @@ def share(start: int, end: int, rank: int, world_size: int, *, pairs: bool = Fal
     size = end - start
     if partners:
         firsts = share(0, size // 2, rank, world_size)
-        return start + (2 * firsts[:, None] + np.arange(2)).ravel()
+        places = (2 * firsts[:, None] + np.arange(2)).ravel()
+        has_last = len(firsts) and firsts[-1] == size // 2 - 1 if size > 1 else rank == 0
+        return start + (np.append(places, size - 1) if size % 2 and has_last else places)
     units = size // 2 if pairs else size
     # rounded up, so that rank 0 always has a unit
     first, behind = -(-rank * units // world_size), -(-(rank + 1) * units // world_size)

@@ -77,6 +77,7 @@ class Stream(Scheduled):
             on the same rank.
         together: in training, samples of a class that are together in a batch, see `schedule.class_runs`.
         partners: in training, whether each sample is followed by another one of its class, see `Scheduled`.
+        neighbours: in training, whether every other sample of a batch is on the same rank as the next one.
         versions: in training, number of augmentations of a sample that epochs use in turn, see `Scheduled`.
 
     Raises:
@@ -107,6 +108,7 @@ class Stream(Scheduled):
         pairs: bool = False,
         together: int = 1,
         partners: bool = False,
+        neighbours: bool = False,
         versions: int = 0,
         decoder: torch.device | None = None,
     ) -> None:
@@ -126,6 +128,7 @@ class Stream(Scheduled):
             pairs=pairs,
             together=together,
             partners=partners,
+            neighbours=neighbours,
             versions=versions,
         )
         self.transform = transform or (RandomResizedCrop(size) if train else Resize(size))
@@ -224,7 +227,7 @@ class Stream(Scheduled):
         """Return this rank's blocks of the rest of an epoch, (M,), and the position of the first use of each, (M,)."""
         ends = self._ends(consumed)
         places = [
-            schedule.share(start, end, self.rank, self.world_size, pairs=self.pairs, partners=self.partners)
+            schedule.share(start, end, self.rank, self.world_size, pairs=self.pairs, partners=self.neighbours)
             for start, end in zip([consumed, *ends.tolist()], ends.tolist(), strict=False)
         ]
         positions = np.concatenate(places) if places else np.zeros(0, dtype=np.int64)

@@ -134,7 +134,7 @@ def views(
     mixture: Mixture | None = None,
     drops: bool = True,
 ) -> Tensor:
-    """Make one crop and one drop of each image, and one mixture if requested, at the size of the image.
+    """Make a crop of each image, and mixtures and drops if requested, at the size of the image.
 
     Args:
         images: (B, C, H, W), floating, normalised: a dropped pixel becomes 0, the mean colour.

@@ -32,7 +32,7 @@ class DistilStep(Step):
     With `teacher.views` this is TGDA (arXiv 2507.12157): labels supervise the images only, the teacher supervises
     images and views. With `teacher.transplants` (ours), the second view is not a drop: the attended region of an image
     is replaced by that of its partner, and the teacher's answer for the partner's crop is taught. Partners are at the
-    places 2k and 2k + 1 of the global batch; an image whose partner is in another process keeps its region.
+    places 2k and 2k + 1 of the global batch; the last image of an odd number has none, and keeps its region.
     The teacher is not a submodule, so optimizer, checkpoint and DistributedDataParallel ignore it.
     With `teacher.feature_weight`, a linear layer that belongs to the run maps the student's features to the teacher's.
 

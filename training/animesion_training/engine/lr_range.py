@@ -20,6 +20,7 @@ from animesion.errors import UsageError
 from animesion_training.distributed import distributed_context
 from animesion_training.engine import batch_size, checkpoint, norms, optim, setup, steps, texts
 from animesion_training.engine.feed import feed
+from animesion_training.engine.update import piece_starts
 from animesion_training.precision import numerics, resolve
 from animesion_training.recipe import TrainRecipe
 
@@ -112,10 +113,10 @@ def find_lr(
                     group["lr"] = rate * group.get("lr_scale", 1.0)  # of layer decay
                 pixels, targets = inputs(batch, mix_generator)
                 loss = 0.0
-                pieces = min(recipe.run.accumulate, len(targets))
+                starts = piece_starts(len(targets), min(recipe.run.accumulate, len(targets) // step.unit), step.unit)
                 step.begin(context, batch.places, batch.total, len(rates) + 1)
                 given = (pixels, targets, batch.seeds, *(() if batch.text is None else (batch.text,)))
-                for piece in zip(*(each.chunk(pieces) for each in given), strict=True):
+                for piece in zip(*(each.tensor_split(starts) for each in given), strict=True):
                     term: Any = steps.sum_terms(step(*piece)) * (len(piece[0]) / len(targets))
                     scaler.scale(term).backward()
                     loss += float(term.detach())

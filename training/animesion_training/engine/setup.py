@@ -246,6 +246,7 @@ def open_stream(
         "sampling": settings.sampling,
         "together": settings.images_per_class,
         "partners": settings.partners,
+        "neighbours": recipe.teacher.transplants,
         "versions": settings.versions,
         "epochs": recipe.schedule.epochs,
         "seed": recipe.run.seed,
@@ -492,7 +493,9 @@ def _distillation_step(
             "images: switch augment.mixup, augment.cutmix and teacher.train_mode off"
         )
     if settings.transplants and not settings.views:
-        raise UsageError("teacher.transplants are views: set teacher.views = true as well")
+        raise UsageError("teacher.transplants needs views: set teacher.views = true")
+    if settings.transplants and recipe.run.batch_size == 1:
+        raise UsageError("teacher.transplants needs a second image: set run.batch_size to 2 or more")
     teaching = Teaching(
         teacher_network.train(settings.train_mode),
         teacher_autocast,

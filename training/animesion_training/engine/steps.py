@@ -53,7 +53,7 @@ class Step(nn.Module):
         #: Images that stay together when a share is cut into pieces.
         self.unit = 1
         self._batch: tuple[DistributedContext | None, Tensor, int] = (None, torch.zeros(0, dtype=torch.int64), 0)
-        self._at = 0  # of the next piece in the share of this process
+        self._at = 0  # where the next piece starts in this process's share
 
     @property
     def extra(self) -> nn.Module | None:

@@ -64,8 +64,8 @@ class Teaching:
     """A teacher and, with `keeps`, its answers by the seeds of samples.
 
     An image with the seed that it had before has the same augmentation (`data.versions`), so its answer is the same,
-    and the teacher is not asked again. An answer takes 4 (3 K + 2 h w) bytes on the device of the step, and 12 D with
-    features. Reading the
+    and the teacher is not asked again. With V views, an answer takes 4 ((1 + V) K + V h w) bytes on the device of the
+    step, and 4 (1 + V) D with features. Reading the
     seeds waits for the device. The answers are of this process alone and not part of a checkpoint: a resumed run asks
     again.
 

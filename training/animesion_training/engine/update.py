@@ -150,10 +150,8 @@ class Update:
     def _accumulate(self, inputs: tuple[Tensor, ...], total: int) -> dict[str, Tensor]:
         """Add up the gradients of all pieces; return the sum over the images of each term."""
         sums: dict[str, Tensor] = {}
-        unit = self.step.unit
-        count = max(1, min(self.settings.accumulate, len(inputs[0]) // max(self.smallest, unit)))
-        # `tensor_split`, because `chunk` may return fewer pieces, and a smaller last one
-        starts = [unit * int(part[0]) for part in torch.arange(-(-len(inputs[0]) // unit)).tensor_split(count)[1:]]
+        count = max(1, min(self.settings.accumulate, len(inputs[0]) // max(self.smallest, self.step.unit)))
+        starts = piece_starts(len(inputs[0]), count, self.step.unit)
         pieces = zip(*(tensor.tensor_split(starts) for tensor in inputs), strict=True)
         for i, piece in enumerate(pieces):
             size = len(piece[0])
@@ -192,3 +190,9 @@ class Update:
         both = self.context.sum_(torch.cat((numbers, collected.flatten())))
         self.step.absorb(both[len(numbers) :].view(collected.shape))
         return StepReport(both[: len(numbers)].clone(), self._names)
+
+
+def piece_starts(count: int, pieces: int, unit: int) -> list[int]:
+    """Where the pieces of a share start, except for the first: at multiples of `unit`, about equally far apart."""
+    # `tensor_split`, because `chunk` may return fewer pieces, and a smaller last one
+    return [unit * int(part[0]) for part in torch.arange(-(-count // unit)).tensor_split(pieces)[1:]]
