@@ -94,7 +94,8 @@ class ClassNames:
         """Check that the numbers of classes start where their names do.
 
         Raises:
-            UsageError: all numbers of the labels are one higher, or one lower, than those of the names.
+            UsageError: the only number without a name is the one after the last or before the first, and no label has
+                the name at the other end.
         """
         first, last = min(self.names, default=0), max(self.names, default=0)
         if last - first + 1 != len(self.names) or len(self.names) < 2:
@@ -103,7 +104,7 @@ class ClassNames:
         used = {number for number, name in self.names.items() if name in seen}
         unnamed = {label.unnamed for label in labels if label.unnamed >= 0}
         for start, beyond, unused in ((first + 1, last + 1, first), (first - 1, first - 1, last)):
-            if unnamed == {beyond} and used == set(self.names) - {unused}:
+            if unnamed == {beyond} and used and unused not in used:
                 raise UsageError(
                     f"source.classes: the labels count from {start}, but {self.where} counts from {first}, so each "
                     f"class would get the name of the {'next' if start > first else 'previous'} one: set it to a CSV "

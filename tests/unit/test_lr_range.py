@@ -10,6 +10,7 @@ pytest.importorskip("torch")
 pytest.importorskip("timm")
 
 from animesion_training.engine.lr_range import smooth, steepest
+from animesion_training.engine.update import piece_starts
 
 
 def test_smoothing_starts_at_the_first_loss_and_follows_the_later_ones():
@@ -26,3 +27,11 @@ def test_the_steepest_fall_is_before_the_minimum():
     assert steepest(rates, losses) == pytest.approx(1e-3 / 10 * 10)
     assert steepest(rates[:6], [1, 2, 3, 4, 5, 6]) is None
     assert steepest(rates[:6], [3, 2, 1, 4, 5, 6]) is None  # the first steps are noise
+
+
+def test_pieces_of_a_share_keep_units_together_and_are_large_enough():
+    assert piece_starts(10, 3) == [4, 7]
+    assert piece_starts(10, 3, unit=2) == [4, 8]
+    assert piece_starts(9, 2, unit=2) == [6]  # 2, 2, 2 and 2, 1
+    assert piece_starts(9, 8, smallest=4) == [5]
+    assert piece_starts(1, 8, unit=2) == piece_starts(0, 4) == piece_starts(6, 1) == []

@@ -305,6 +305,8 @@ def test_transplants_need_views(tmp_path: Path) -> None:
         distilling(tmp_path, "teacher.transplants=true", "teacher.views=false")
     with pytest.raises(UsageError, match=r"needs a second image: set run\.batch_size to 2 or more"):
         distilling(tmp_path, "teacher.transplants=true", "run.batch_size=1")
+    with pytest.raises(UsageError, match=r"pairs images otherwise than augment\.mixup and augment\.cutmix"):
+        distilling(tmp_path, "teacher.transplants=true", "augment.cutmix=1.0")
 
 
 def test_features_are_distilled_through_a_layer_of_the_run(tmp_path: Path) -> None:

@@ -160,6 +160,9 @@ def test_numbers_from_one_do_not_get_the_names_of_the_next_class(tmp_path: Path)
     ):
         listed(path.parent)
     assert labels(listed(path.parent, classes=str(names))[1]) == [("bee",), ("cat",), ()]
+    shard(path, members(1, 3))  # also if a class has no image
+    with pytest.raises(UsageError, match="count from 1"):
+        listed(path.parent)
     # as soon as class 0 has an image, they count from 0 and one is wrong
     shard(path, members(0, 1, 2, 3))
     _, items = listed(path.parent)

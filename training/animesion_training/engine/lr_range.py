@@ -113,7 +113,7 @@ def find_lr(
                     group["lr"] = rate * group.get("lr_scale", 1.0)  # of layer decay
                 pixels, targets = inputs(batch, mix_generator)
                 loss = 0.0
-                starts = piece_starts(len(targets), min(recipe.run.accumulate, len(targets) // step.unit), step.unit)
+                starts = piece_starts(len(targets), recipe.run.accumulate, unit=step.unit)
                 step.begin(context, batch.places, batch.total, len(rates) + 1)
                 given = (pixels, targets, batch.seeds, *(() if batch.text is None else (batch.text,)))
                 for piece in zip(*(each.tensor_split(starts) for each in given), strict=True):

@@ -496,6 +496,11 @@ def _distillation_step(
         raise UsageError("teacher.transplants needs views: set teacher.views = true")
     if settings.transplants and recipe.run.batch_size == 1:
         raise UsageError("teacher.transplants needs a second image: set run.batch_size to 2 or more")
+    if settings.transplants and build_mixing(recipe).active:
+        # both need partners in the same process, and these are not the same images
+        raise UsageError(
+            "teacher.transplants pairs images otherwise than augment.mixup and augment.cutmix: set these to 0"
+        )
     teaching = Teaching(
         teacher_network.train(settings.train_mode),
         teacher_autocast,

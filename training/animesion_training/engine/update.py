@@ -150,12 +150,12 @@ class Update:
     def _accumulate(self, inputs: tuple[Tensor, ...], total: int) -> dict[str, Tensor]:
         """Add up the gradients of all pieces; return the sum over the images of each term."""
         sums: dict[str, Tensor] = {}
-        count = max(1, min(self.settings.accumulate, len(inputs[0]) // max(self.smallest, self.step.unit)))
-        starts = piece_starts(len(inputs[0]), count, self.step.unit)
+        unit, smallest = self.step.unit, self.smallest
+        starts = piece_starts(len(inputs[0]), self.settings.accumulate, unit=unit, smallest=smallest)
         pieces = zip(*(tensor.tensor_split(starts) for tensor in inputs), strict=True)
         for i, piece in enumerate(pieces):
             size = len(piece[0])
-            with self._without_reduction() if i < count - 1 else contextlib.nullcontext():
+            with self._without_reduction() if i < len(starts) else contextlib.nullcontext():
                 terms: dict[str, Tensor] = self.parallel_step(*piece)
                 # terms are means over the piece, and the reduction divides by the number of processes
                 weight = size / total * self.context.world_size
@@ -192,7 +192,15 @@ class Update:
         return StepReport(both[: len(numbers)].clone(), self._names)
 
 
-def piece_starts(count: int, pieces: int, unit: int) -> list[int]:
-    """Where the pieces of a share start, except for the first: at multiples of `unit`, about equally far apart."""
+def piece_starts(count: int, most: int, *, unit: int = 1, smallest: int = 1) -> list[int]:
+    """Where the pieces of a share start, except for the first: at multiples of `unit`, about equally far apart.
+
+    Args:
+        count: images of the share.
+        most: pieces to cut it into, or fewer if these would be too small; at least one.
+        unit: images that stay together.
+        smallest: images that a piece needs.
+    """
+    pieces = max(1, min(most, count // max(smallest, unit)))
     # `tensor_split`, because `chunk` may return fewer pieces, and a smaller last one
     return [unit * int(part[0]) for part in torch.arange(-(-count // unit)).tensor_split(pieces)[1:]]
