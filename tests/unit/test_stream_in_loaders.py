@@ -35,7 +35,8 @@ def test_worker_processes_return_the_batches_of_the_stream(processes: int, threa
         mine = pickle.loads(pickle.dumps(mine))
         mine.set_epoch(1)
         mine.set_epoch(0)
-    loader: Any = DataLoader(mine, batch_size=None, num_workers=processes)
+    # a fork may copy a lock that a thread holds: fail instead of waiting for ever
+    loader: Any = DataLoader(mine, batch_size=None, num_workers=processes, timeout=120 if processes else 0)
     batches = list(loader)
     assert all(isinstance(batch, Batch) for batch in batches)
     assert indices(batches) == indices(stream())
