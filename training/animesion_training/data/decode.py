@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
@@ -29,6 +30,27 @@ _LIMITS = codec.Limits()
 
 # factor of shrinkage above which two-tap interpolation visibly skips pixels
 _SHARP = 2.0
+
+
+def _before_fork() -> None:
+    """Leave OpenCV in a state that a forked process can use: without threads, and known to the calling thread.
+
+    A process forked while OpenCV has threads of its own waits for ever when it stops them, and a thread that is new to
+    OpenCV waits for a lock that another one may have held at the fork.
+    """
+    global _threads
+    _threads = cv2.getNumThreads()
+    cv2.setNumThreads(1)
+    cv2.resize(_PIXEL, (2, 2))
+
+
+def _after_fork() -> None:
+    cv2.setNumThreads(_threads)
+
+
+_threads = 1
+_PIXEL = np.zeros((1, 1, 3), dtype=np.uint8)
+os.register_at_fork(before=_before_fork, after_in_parent=_after_fork)
 
 
 class View(NamedTuple):

@@ -63,7 +63,8 @@ class Stream(Scheduled):
         seed: of order and augmentation.
         rank: of this process.
         world_size: number of processes.
-        workers: decoding threads; 0 decodes in the calling thread; `auto` is `default_workers`.
+        workers: decoding threads; 0 decodes in the calling thread, as worker processes of a `DataLoader` always do;
+            `auto` is `default_workers`.
         prefetch: batches decoded ahead.
         on_error: `raise`, or `skip` samples that cannot be read, which makes their batches smaller or empty, and count
             them.
@@ -155,8 +156,10 @@ class Stream(Scheduled):
     def _batches(self) -> Generator[Batch]:
         # OpenCV's own threads would compete with the workers
         cv2.setNumThreads(1)
-        # worker processes of a DataLoader cannot use the GPU; the loader pins what they send
-        pin_memory = self.pin_memory and get_worker_info() is None
+        # worker processes of a DataLoader cannot use the GPU; the loader pins what they send. Their new threads could
+        # wait for ever for a lock of OpenCV that was held when they were forked
+        own_process = get_worker_info() is None
+        pin_memory = self.pin_memory and own_process
         fetches = self._fetches()
         fetch = next(fetches, None)
 
@@ -169,7 +172,7 @@ class Stream(Scheduled):
                     fetch = next(fetches, None)
                 yield _Pending(self.samples, self.transform, share, pin_memory, self.on_error, self.decoder)
 
-        if self.workers == 0:
+        if self.workers == 0 or not own_process:
             for pending in pending_batches():
                 yield from self._finish(pending, [pending.decode(0, len(pending.pixels))])
             return
