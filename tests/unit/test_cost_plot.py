@@ -64,3 +64,21 @@ def test_labels_of_points_side_by_side_are_legible() -> None:
     )
     assert not any(box.contains(*point) for box in boxes for point in points)
     assert all(axes.bbox.contains(*corner) for box in boxes for corner in box.corners())
+
+
+def test_rows_of_equal_cost_are_lines_with_their_runs() -> None:
+    rows = [
+        row(3, 13e6, 0.02, 0.4) | {"top_1_runs": [0.38, 0.4, 0.42]},
+        row(1, 13.1e6, top_1=0.35) | {"top_1_runs": [0.35]},
+    ]
+    figure = cost_figure("equal", rows, ["a name of $ome length", "other"])
+    figure.canvas.draw()
+    [axes] = figure.axes
+    assert axes.get_xlabel() == "test top-1 (%): runs, mean and deviation"
+    assert [tick.get_text() for tick in axes.get_yticklabels()] == ["a name of $ome length", "other"]
+    assert [float(each.lines[0].get_xdata()[0]) for each in axes.containers] == pytest.approx([40, 35])
+    assert bars(axes) == [1, 0]
+    runs = [line for line in axes.lines if len(line.get_xdata()) == 3]
+    assert [line.get_xdata() for line in runs] == [pytest.approx([38, 40, 42])]
+    top, bottom = axes.transData.transform([(0, 0), (0, 1)])[:, 1]
+    assert top > bottom  # the first row is above

@@ -76,6 +76,8 @@ def test_a_value_is_chosen_by_validation(tmp_path: Path, monkeypatch: pytest.Mon
     rows = json.loads((tmp_path / "out" / "table.json").read_text())
     assert [(row["model.img_size"], row["optimizer.lr"], row["runs"]) for row in rows] == [(32, 0.2, 2), (48, 0.1, 2)]
     assert [row["top_1"] for row in rows] == [0.2, 0.1]
+    assert [row["top_1_runs"] for row in rows] == [[0.2, 0.2], [0.1, 0.1]]
+    assert "0.2 0.2" in (tmp_path / "out" / "table.csv").read_text()
     assert [row["validation"] for row in rows] == [0.5] * 2
     done.clear()
     CliRunner().invoke(study, order, catch_exceptions=False)

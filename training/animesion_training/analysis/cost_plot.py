@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 #: Largest cost over smallest one from which costs have a logarithmic axis.
 _WIDE = 5
+#: The same up to which costs are equal, as of networks that differ in how they are trained.
+_EQUAL = 1.01
 _COLOR = "#2f6fb3"
 #: Where a label can stand: which part of it is next to its point, and how far from the point, in 1/72 inch. Of equals,
 #: the first is taken.
@@ -42,18 +44,19 @@ def unit_of_cost(rows: Sequence[Mapping[str, Any]]) -> tuple[str, float]:
 def cost_figure(title: str, rows: Sequence[Mapping[str, Any]], labels: Sequence[str]) -> Figure:
     """Plot top-1 against multiply-adds, one point per row, with a bar of one deviation where runs differ.
 
+    Where all costs are equal, a row of the plot is a row of the table, with a small point for each run.
+
     Args:
         title: of the plot.
         rows: of the table of a study, at least one.
         labels: of the rows.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
     from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
-    figure = Figure(figsize=(7, 5), dpi=120, layout="constrained", facecolor="white")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
+    least = min(row["multiply_adds"] for row in rows)
+    if len(rows) > 1 and max(row["multiply_adds"] for row in rows) <= _EQUAL * least:
+        return _accuracy_figure(title, rows, labels)
+    figure, axes = _figure(5)
     unit, scale = unit_of_cost(rows)
     repeated = any(row["runs"] > 1 for row in rows)
     costs = [row["multiply_adds"] / scale for row in rows]
@@ -83,6 +86,35 @@ def cost_figure(title: str, rows: Sequence[Mapping[str, Any]], labels: Sequence[
         annotation.set_in_layout(False)
     figure.draw_without_rendering()  # the layout settles where points are
     _place(axes, annotations, [100 * row["top_1_deviation"] if row["runs"] > 1 else 0 for row in rows])
+    return figure
+
+
+def _figure(height: float) -> tuple[Figure, Axes]:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, height), dpi=120, layout="constrained", facecolor="white")
+    FigureCanvasAgg(figure)
+    return figure, figure.add_subplot()
+
+
+def _accuracy_figure(title: str, rows: Sequence[Mapping[str, Any]], labels: Sequence[str]) -> Figure:
+    """Plot top-1, one line per row, from top to bottom: each run, and their mean with a bar of one deviation."""
+    figure, axes = _figure(1.2 + 0.45 * len(rows))
+    repeated = any(row["runs"] > 1 for row in rows)
+    for place, row in enumerate(rows):
+        deviation = None
+        if row["runs"] > 1:
+            deviation = 100 * row["top_1_deviation"]
+            runs = [100 * value for value in row["top_1_runs"]]
+            axes.plot(runs, [place + 0.2] * len(runs), "o", color=_COLOR, alpha=0.4, markersize=4, markeredgewidth=0)
+        axes.errorbar(100 * row["top_1"], place, xerr=deviation, marker="o", capsize=3, color=_COLOR)
+    shown = ": runs, mean and deviation" if repeated else ""
+    axes.set(xlabel=f"test top-1 (%){shown}", ylim=(len(rows) - 0.5, -0.5))
+    axes.set_yticks(range(len(rows)), labels, parse_math=False)
+    axes.margins(x=0.1)
+    axes.set_title(title, parse_math=False)
+    axes.grid(color="#e6e8eb", axis="x")
     return figure
 
 

@@ -328,8 +328,9 @@ def table(done: Sequence[Cell], out: Path) -> list[dict[str, Any]]:
     """Compute one row per setting, over its seeds.
 
     A row has the values, those that were chosen, the number of runs, mean and sample deviation of each metric (shares,
-    0 to 1; deviation 0 for one run), the mean of the best validation accuracies, parameters, and multiply-adds per
-    image. Equal runs have equal rows, so times are in the logs of the runs alone.
+    0 to 1; deviation 0 for one run), `top_1` of each run in the order of the seeds, the mean of the best validation
+    accuracies, parameters, and multiply-adds per image. Equal runs have equal rows, so times are in the logs of the
+    runs alone.
     """
     from animesion_training.analysis.profile import count
     from animesion_training.models import create_model
@@ -347,6 +348,7 @@ def table(done: Sequence[Cell], out: Path) -> list[dict[str, Any]]:
             numbers = [float(result[metric]) for result in results if result is not None]
             row[metric] = statistics.fmean(numbers)
             row[f"{metric}_deviation"] = statistics.stdev(numbers) if len(numbers) > 1 else 0.0
+        row["top_1_runs"] = [float(result["top_1"]) for result in results if result is not None]
         folders = [out / cell.folder for cell in group]
         if validations := [value for value in map(_validation, folders) if value is not None]:
             row["validation"] = statistics.fmean(validations)
@@ -405,5 +407,6 @@ def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
     out = io.StringIO()
     writer = csv.DictWriter(out, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n")
     writer.writeheader()
-    writer.writerows(rows)
+    for row in rows:
+        writer.writerow({**row, "top_1_runs": " ".join(map(str, row["top_1_runs"]))})
     return out.getvalue()
