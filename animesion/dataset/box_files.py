@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
@@ -38,6 +38,8 @@ _TWINS = {
     "images": ("labels", "annotations", "annotations/xmls"),
     "jpegimages": ("labels", "Annotations"),
 }
+#: What the name of a mask adds to that of its image, as in `benign (1)_mask.png`.
+_MASK_NAME = re.compile(r"[-_. ](?:mask|seg|segmentation|segmented|gt)(?:[-_]?\d+)?", re.IGNORECASE)
 _BOX = re.compile(rb"\s*\d+(?:\s+-?\d*\.?\d+(?:[eE][-+]?\d+)?){4,}\s*")
 
 #: Folders of segmentation masks, which are image files.
@@ -49,6 +51,15 @@ _CONTAINER = re.compile(
     r"|(?:train|training|val|valid|validation|trainval|test|testing|unlabeled)[-_]?\d*)",
     re.IGNORECASE,
 )
+
+#: Words in the names of folders that hold a part of the images.
+_PART_WORDS = frozenset(
+    {
+        *("part", "fold", "batch", "chunk", "shard", "subset", "volume", "archive"),
+        *("image", "images", "img", "imgs", "photos", "pictures"),
+    }
+)
+_WORD = re.compile(r"[^\W\d_]+")
 
 
 @dataclass(frozen=True)
@@ -103,7 +114,13 @@ def find(images: Sequence[str], paths: Iterable[str], contents: Contents) -> Box
 
 
 def find_mask(images: Sequence[str]) -> str:
-    """Path of the mask of an image, such as `masks/1.png` of `images/1.jpg`; empty if there is none."""
+    """Path of the mask of an image, such as `masks/1.png` of `images/1.jpg` or `1_mask.png`; empty if there is none."""
+    stems = {path.rpartition(".")[0] for path in images}
+    for path in images:
+        stem = path.rpartition(".")[0]
+        ending = _MASK_NAME.search(stem, stem.rfind("/") + 1)
+        if ending and ending.end() == len(stem) and stem[: ending.start()] in stems:
+            return path
     folders = {path.rpartition("/")[0] for path in images}
     # folder of masks -> folders that may hold its images
     twins = {
@@ -118,7 +135,6 @@ def find_mask(images: Sequence[str]) -> str:
     }
     if not any(twins.values()):
         return ""
-    stems = {path.rpartition(".")[0] for path in images}
     for path in images:
         folder, _, name = path.rpartition(".")[0].rpartition("/")
         if any(f"{twin}/{name}" in stems for twin in twins.get(folder, ())):
@@ -129,6 +145,11 @@ def find_mask(images: Sequence[str]) -> str:
 def are_containers(classes: Sequence[str]) -> bool:
     """Whether folders hold images of all classes, as far as their names tell: there is one, or any is named so."""
     return len(classes) < 2 or any(map(is_container, classes))
+
+
+def are_parts(names: Collection[str]) -> bool:
+    """Whether folders are parts of one set of images by their names, as `images_001`, `fold2` and `data_batch_3`."""
+    return all(is_container(name) or _PART_WORDS & set(_WORD.findall(name.lower())) for name in names)
 
 
 def is_container(name: str) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 from animesion.dataset import sidecars, text_tables
@@ -25,11 +25,19 @@ _MOST_COLUMNS = 1000
 #: Rows by which the column of images is found, and the share of them that must name one.
 _SAMPLE, _SHARE = 200, 0.5
 
+#: Share of the lines of a list that must name an image each.
+_NEARLY = 0.9
 #: Images from which a table that has another class for each is none of classes.
 _FEW = 3
 
 #: Columns of classes, besides those of `metadata.csv`, the surest first.
 _LABEL = (*sidecars.LABEL_COLUMNS, "breed", "variety", "target", "class_id", "label_id", "individual_id")
+#: Columns that say whether an image is of a split, and the split of those that are and are not.
+_IS_SPLIT = {"is_train": ("train", "test"), "is_training": ("train", "test"), "is_test": ("test", "train")}
+_SPLITS = (*sidecars.SPLIT_COLUMNS, *_IS_SPLIT)
+_YES, _NO = frozenset({"1", "1.0", "true", "yes"}), frozenset({"0", "0.0", "false", "no"})
+#: Columns of the names of files.
+_FILE = (*sidecars.FILE_COLUMNS, "image_name", "img", "img_name", "image_id", "file_id", "name")
 _BOX = ("xmin", "x1", "bbox", "bboxes", "bbox_x", "bbox_x1")
 
 
@@ -39,11 +47,13 @@ class ImageTable:
 
     Attributes:
         path: of the table.
-        labels: image -> its classes; several where rows differ.
+        labels: image -> its classes; several where rows differ, none in a table of splits.
         splits: image -> split, for the images of which the table or its name states one.
         file_column: where the images are; empty without a header.
         label_column: where the classes are; empty without a header, or where each class has a column.
         missing: rows whose image is not there.
+        ambiguous: rows that several images are called by.
+        contradicting: images of which rows have different classes.
         is_one_hot: whether each class has a column.
         note: on its encoding; empty for none.
     """
@@ -54,8 +64,15 @@ class ImageTable:
     file_column: str
     label_column: str
     missing: int
+    ambiguous: int
+    contradicting: int
     is_one_hot: bool
     note: str
+
+    @property
+    def has_classes(self) -> bool:
+        """Whether it has classes; others have splits."""
+        return any(self.labels.values())
 
     @property
     def columns(self) -> str:
@@ -64,6 +81,16 @@ class ImageTable:
             return f"{self.path} has no header"
         classes = f"classes in column {self.label_column}" if self.label_column else "a column for each class"
         return f"images in column {self.file_column} of {self.path}, {classes}"
+
+    @property
+    def notes(self) -> list[str]:
+        """Sentences on its rows and its encoding."""
+        counts = {
+            "rows of missing files": self.missing,
+            "rows whose name several files have": self.ambiguous,
+            "images whose rows have different classes": self.contradicting,
+        }
+        return [*filter(None, [self.note]), *(f"{what}: {count:,}" for what, count in counts.items() if count)]
 
 
 def find(
@@ -99,6 +126,7 @@ def find(
         if path.lower().endswith(_SUFFIXES)
         and path not in known
         and path not in passed_over
+        and path.rpartition("/")[2].lower() not in sidecars.TABLES
         # a form to be filled in, whose classes are not those of the images
         and "submission" not in path.rpartition("/")[2].lower()
         and len(parts_of(path)) <= _DEEPEST
@@ -114,7 +142,7 @@ def find(
         if table:
             found.append(table)
     _read_ids(found)
-    return _with_splits(found)
+    return _with_splits(_without_dummies(found))
 
 
 def read(
@@ -153,10 +181,18 @@ class Names:
             stem = stem_of(name)
             if stem != name:
                 self._by_name[stem].append(path)
+        self._by_lower_name: dict[str, list[str]] = defaultdict(list)
+        for name, paths in self._by_name.items():
+            self._by_lower_name[name.lower()] += paths
         self._level, self._splits = split_level(list(self._images))
 
     def find(self, cell: str, folder: str, split: str) -> str:
-        """The image that a cell names; empty if there is none, or several.
+        """The image that a cell names, see `find_all`; empty if there is none, or several."""
+        found = self.find_all(cell, folder, split)
+        return found[0] if len(found) == 1 else ""
+
+    def find_all(self, cell: str, folder: str, split: str) -> list[str]:
+        """The images that a cell names.
 
         Args:
             cell: of the table.
@@ -165,12 +201,15 @@ class Names:
         """
         value = cell.replace("\\", "/").removeprefix("./").strip("/")
         if not value:
-            return ""
+            return []
         for path in (f"{folder}/{value}" if folder else value, value):
             if path in self._images:
-                return self._images[path]
+                return [self._images[path]]
         head, _, name = value.rpartition("/")
         found = self._by_name.get(name, [])
+        if not found and (other := self._by_lower_name.get(name.lower())):
+            # a table that was written on a system where `1.JPG` is `1.jpg`
+            head, found = "", other
         if head:
             ends = [_without_suffix(path, name) for path in found]
             found = [
@@ -179,8 +218,8 @@ class Names:
                 if end.endswith(f"/{value}") or ("/" in end and value.endswith(f"/{end}"))
             ]
         if len(found) > 1 and split:
-            found = [path for path in found if self._split_of(path) == split]
-        return self._images[found[0]] if len(found) == 1 else ""
+            found = [path for path in found if self._split_of(path) == split] or found
+        return [self._images[path] for path in found]
 
     def _split_of(self, path: str) -> str:
         parts = parts_of(path)
@@ -223,42 +262,65 @@ def _read(
     """
     folder = path.rpartition("/")[0]
     split, _ = split_in_name(stem_of(path))
+    if split and not given and (listed := _split_list(content, names, folder)):
+        return ImageTable(path, dict.fromkeys(listed, ()), dict.fromkeys(listed, split), "", "", 0, 0, 0, False, "")
     try:
-        rows = list(_rows(text_tables.decoded(content, where, encoding), where))
+        rows = list(_rows(text_tables.decoded(content, where, encoding), where, names, folder, split))
     except UsageError:
         # what is no table of images may be unreadable, but a table of images must not be passed over for it
-        if not given and _file_column(_rough_rows(content), names, folder, split) is None:
+        if not given and not _file_columns(_rough_rows(content), names, folder, split):
             return None
         raise
-    at = _file_column(rows[:_SAMPLE], names, folder, split)
-    if at is None:
+    files_at = _file_columns(rows[:_SAMPLE], names, folder, split)
+    if not files_at:
         return None
-    has_header = not names.find(_cell(rows[0], at), folder, split)
+    at = files_at[0]
+    has_header = not names.find_all(_cell(rows[0], at), folder, split)
     header, body = (rows[0], rows[1:]) if has_header else ([], rows)
     labels_at = _label_columns(header, body, at, label_column, where, demanded=demanded)
     if labels_at is None:
         return None
+    if len(files_at) > 1 and not label_column:
+        raise UsageError(
+            f"{where} names other images in column {header[at] or 1!r} than in {header[files_at[1]]!r}: remove the one "
+            "that is a number of rows, or call the other filename"
+            if header
+            else f"{where} has two columns that name images: remove one, or add a header"
+        )
     labels: dict[str, tuple[str, ...]] = {}
     splits: dict[str, str] = {}
     twice = False
-    missing = 0
-    split_at = text_tables.column(header, sidecars.SPLIT_COLUMNS)
+    missing = ambiguous = 0
+    contradicting: set[str] = set()
+    split_of = _split_column(header, body, where)
     for row in body:
-        image = names.find(_cell(row, at), folder, split)
-        if not image:
-            missing += 1
+        named = names.find_all(_cell(row, at), folder, split)
+        if len(named) != 1:
+            ambiguous += len(named) > 1
+            missing += not named
             continue
+        [image] = named
         if len(labels_at) == 1:
             found = tuple(filter(None, [_cell(row, labels_at[0])]))
         else:
             found = tuple(header[i] for i in labels_at if _cell(row, i) in {"1", "1.0"})
         if image in labels:
             twice = True
+            if found != labels[image]:
+                contradicting.add(image)
             found = tuple(sorted({*labels[image], *found}))
         labels[image] = found
-        stated = SPLIT_NAMES.get(_cell(row, split_at).lower(), "") if split_at is not None else split
-        if stated:
+        if stated := split_of(row) if split_of else split:
             splits[image] = stated
+    if not labels:
+        if demanded:
+            raise UsageError(
+                f"{where} names images by {_cell(body[0], at)[:60]!r} and the like, and several files have each name: "
+                "write paths into it, or move the others away"
+            )
+        return None
+    if not labels_at and not splits:
+        return None
     found_out = not demanded and not label_column and len(labels_at) == 1
     if found_out and len(labels) >= _FEW and len(set(labels.values())) == len(labels):
         return None  # a number or name for each image
@@ -271,9 +333,35 @@ def _read(
         header[at] if header else "",
         header[labels_at[0]] if header and len(labels_at) == 1 else "",
         missing,
+        ambiguous,
+        len(contradicting),
         len(labels_at) > 1,
         text_tables.encoding_note(content, path, encoding),
     )
+
+
+def _split_column(
+    header: Sequence[str], body: Sequence[Sequence[str]], where: str
+) -> Callable[[Sequence[str]], str] | None:
+    """The split of a row by its column of splits, or by one such as `is_train`; None without such a column.
+
+    Raises:
+        UsageError: some splits are known and others not, which would be lost.
+    """
+    for name, (yes, no) in _IS_SPLIT.items():
+        flag_at = text_tables.column(header, [name])
+        if flag_at is not None and {_cell(row, flag_at).lower() for row in body} <= _YES | _NO:
+            return lambda row: yes if _cell(row, flag_at).lower() in _YES else no
+    at = text_tables.column(header, sidecars.SPLIT_COLUMNS)
+    if at is None:
+        return None
+    values = {_cell(row, at) for row in body} - {""}
+    unknown = sorted(value for value in values if value.lower() not in SPLIT_NAMES)
+    if unknown and len(unknown) < len(values):
+        raise UsageError(
+            f"{where} has the split {unknown[0][:40]!r}, which is no name of train, val or test: correct it"
+        )
+    return None if unknown else lambda row: SPLIT_NAMES.get(_cell(row, at).lower(), "")
 
 
 def _with_splits(tables: list[ImageTable]) -> list[ImageTable]:
@@ -285,16 +373,54 @@ def _with_splits(tables: list[ImageTable]) -> list[ImageTable]:
     return tables
 
 
-def _rows(text: str, where: str) -> Iterator[list[str]]:
-    """Rows of a table, or of a list whose cells are parted by blanks."""
+def _split_list(content: bytes, names: Names, folder: str) -> list[str]:
+    """The images of a list without classes, as `train.txt` with a path in each line; none if it is something else.
+
+    Names without a suffix, as `apple_pie/1005649`, are paths in a folder of images.
+    """
+    try:
+        lines = [line.strip() for line in content.decode("utf-8-sig").splitlines() if line.strip()]
+    except UnicodeDecodeError:
+        return []
+    found = [names.find_all(line, folder, "") for line in lines]
+    unique = [each[0] for each in found if len(each) == 1]
+    return unique if lines and len(unique) >= _NEARLY * len(lines) else []
+
+
+def _without_dummies(tables: list[ImageTable]) -> list[ImageTable]:
+    """Leave out tables that have one class for all their images, which no other table has: forms to be filled in."""
+    result = []
+    for table in tables:
+        others = [other for other in tables if other is not table and not other.labels.keys() & table.labels.keys()]
+        elsewhere = {name for other in others for found in other.labels.values() for name in found}
+        own = {name for found in table.labels.values() for name in found}
+        is_form = len(own) == 1 < len(table.labels) and len(elsewhere) > 1 and not own & elsewhere
+        if not (is_form and split_in_name(stem_of(table.path))[0] != "train"):
+            result.append(table)
+    return result
+
+
+def _rows(text: str, where: str, names: Names, folder: str, split: str) -> Iterator[list[str]]:
+    """Rows of a table, or of a list whose cells are parted by blanks; names of images or classes may have blanks."""
     first = text.lstrip("\n\r").partition("\n")[0]
-    if not any(separator in first for separator in text_tables.SEPARATORS):
-        for line in text.splitlines():
-            cells = line.split(maxsplit=1)  # the last cell may be a name with blanks
-            if cells:
-                yield cells
+    if any(separator in first for separator in text_tables.SEPARATORS) or first.lower().startswith("sep="):
+        yield from text_tables.rows(text, where)
         return
-    yield from text_tables.rows(text, where)
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    at_first, at_last = ([cut(line) for line in lines] for cut in (_at_first_blank, _at_last_blank))
+    hits = [
+        sum(any(names.find_all(cell, folder, split) for cell in row) for row in rows[:_SAMPLE])
+        for rows in (at_first, at_last)
+    ]
+    yield from at_last if hits[1] > hits[0] else at_first
+
+
+def _at_first_blank(line: str) -> list[str]:
+    return line.split(maxsplit=1)
+
+
+def _at_last_blank(line: str) -> list[str]:
+    return line.rsplit(maxsplit=1)
 
 
 def _rough_rows(content: bytes) -> list[list[str]]:
@@ -303,15 +429,38 @@ def _rough_rows(content: bytes) -> list[list[str]]:
     return [[cell.strip(' "\0') for cell in re.split(r"[,;\t|]", line)] for line in lines]
 
 
-def _file_column(rows: Sequence[Sequence[str]], names: Names, folder: str, split: str) -> int | None:
-    """The column whose cells name images, where most do."""
+def _file_columns(rows: Sequence[Sequence[str]], names: Names, folder: str, split: str) -> list[int]:
+    """The column whose cells name images, where most do; several that name different ones, if none is surer.
+
+    Running numbers and class ids name images that are numbered, too. So a column with the names of files comes before
+    one of numbers, then one whose header says that it is of files, then one that has a header at all.
+    """
     widest = min(max((len(row) for row in rows), default=0), _MOST_COLUMNS)
     if widest < 2:
-        return None
-    hits = [sum(bool(names.find(_cell(row, at), folder, split)) for row in rows) for at in range(widest)]
-    best = max(range(widest), key=lambda at: (hits[at], -at))
+        return []
+    named = [[names.find_all(_cell(row, at), folder, split) for row in rows] for at in range(widest)]
     # the header names none
-    return best if hits[best] and hits[best] >= _SHARE * max(len(rows) - 1, 1) else None
+    least = max(_SHARE * max(len(rows) - 1, 1), 1)
+    found = [at for at in range(widest) if sum(map(bool, named[at])) >= least]
+    if not found:
+        return []
+    header = rows[0]
+
+    def sureness(at: int) -> tuple[bool, bool, bool]:
+        is_number = all(_is_number(_cell(row, at)) for row, images in zip(rows, named[at], strict=True) if images)
+        name = _cell(header, at)
+        return (
+            not is_number,
+            text_tables.column([name], _FILE) is not None,
+            not _is_index(name) and text_tables.column([name], _LABEL) is None,
+        )
+
+    best = max(map(sureness, found))
+    equal = [at for at in found if sureness(at) == best]
+    most = max(sum(map(bool, named[at])) for at in equal)
+    equal = [at for at in equal if sum(map(bool, named[at])) == most]
+    different = [at for at in equal[1:] if named[at][1:] != named[equal[0]][1:]]
+    return [equal[0], *different]
 
 
 def _label_columns(
@@ -325,9 +474,16 @@ def _label_columns(
                 f"{where} has no column {chosen!r}: its columns are {', '.join(header[:8]) or 'not named'}"
             )
         return None if found is None else [found]
-    known = text_tables.column(header, _LABEL)
-    if known is not None and known != at:
-        return [known]
+    label_names = sidecars.without_ranks(header, _LABEL)
+    known = text_tables.column([*header[:at], "", *header[at + 1 :]], label_names) if header else None
+    if known is not None:
+        differing = sidecars.differing_columns([*header[:at], "", *header[at + 1 :]], body, label_names)
+        if differing and demanded:
+            raise UsageError(
+                f"{where} has several columns of classes ({', '.join(differing)}), which differ: set "
+                "source.label_column to one"
+            )
+        return None if differing else [known]
     width = min(len(header) or max(len(row) for row in body), _MOST_COLUMNS)
     rest = [column for column in range(width) if column != at]
     if header:
@@ -336,7 +492,9 @@ def _label_columns(
         rest = [column for column in rest if not all(_is_number(_cell(row, column)) for row in body)] or rest
     if len(rest) == 1:
         return rest
-    if header and all(_cell(row, column) in {"0", "1", "0.0", "1.0"} for row in body for column in rest):
+    if not rest and any(text_tables.column(header, [name]) is not None for name in _SPLITS):
+        return []
+    if header and rest and all(_cell(row, column) in {"0", "1", "0.0", "1.0"} for row in body for column in rest):
         return rest
     if demanded:
         raise UsageError(
@@ -355,8 +513,13 @@ def _has_boxes(header: Sequence[str], body: Sequence[Sequence[str]], *, twice: b
 
 def _is_no_class(name: str) -> bool:
     """Whether a column is the index that pandas writes, or known to hold something else."""
-    known = (*sidecars.SPLIT_COLUMNS, *sidecars.GROUP_COLUMNS, "fold", "url", "width", "height", "md5", "sha256")
-    return not name or name.lower().startswith("unnamed:") or text_tables.column([name], known) is not None
+    known = (*_SPLITS, *sidecars.GROUP_COLUMNS, "fold", "url", "width", "height", "md5", "sha256")
+    return _is_index(name) or text_tables.column([name], known) is not None
+
+
+def _is_index(name: str) -> bool:
+    """Whether a column is the index that pandas writes, or says that it is one."""
+    return not name or name.lower().startswith("unnamed:") or name.lower() in {"no", "no.", "nr", "#", "index"}
 
 
 def _is_number(cell: str) -> bool:

@@ -7,17 +7,19 @@ files and reading images is the business of the callers: `animesion.sources.fold
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 
-from animesion.dataset import box_files, image_tables, sidecars, table_layouts
+from animesion.dataset import box_files, image_tables, sidecars, table_layouts, text_tables
 from animesion.dataset.box_files import Contents
 from animesion.dataset.path_parts import parts_of, suffix_of
-from animesion.dataset.readings import Layout, Reading, is_image, layout_of, listed
+from animesion.dataset.readings import FOLDER_HINT, Layout, Reading, is_image, layout_of, listed
 from animesion.errors import UsageError
 from animesion.splits import SPLIT_NAMES, split_folders
+from animesion.wording import amount
 
 #: Side files of annotations that name no class of an image: a folder of these is not read as classes.
 _ANNOTATION_FOLDERS = frozenset({"labels", "annotations", "masks", "bboxes"})
@@ -31,6 +33,8 @@ _OTHER_FORMS = {
         "write the images in {} as files, in a folder for each class"
     ),
 }
+#: Suffixes of files that may list images, and how many of these and of the images are looked for.
+_ANNOTATIONS, _LOOKED_INTO = frozenset({".json", ".jsonl", ".xml", ".csv", ".tsv", ".txt"}), 8
 #: Share of the images that must be two folders deep for the second ones to be classes; strays are no evidence.
 _NEARLY = 0.9
 #: Words for the forms that a set of images is given in.
@@ -96,7 +100,14 @@ def understand(
         chosen = image_tables.read(table, content, images, f"{where}/{table}", encoding, label_column)
         layout = table_layouts.by_image_tables(paths, images, side, [chosen], where)
     elif tables:
-        layout = table_layouts.by_metadata(paths, images, side, tables, contents, where, encoding, label_column)
+        try:
+            layout = table_layouts.by_metadata(paths, images, side, tables, contents, where, encoding, label_column)
+        except sidecars.NoLabelColumnError as error:  # such as captions: the folders may be classes
+            try:
+                layout = _by_folder_or_table(paths, images, side, contents, where, encoding, label_column)
+            except UsageError:
+                raise error from None
+            return replace(layout, summary=f"{tables[0]} has no column of classes; {layout.summary}")
     else:
         return _by_folder_or_table(paths, images, side, contents, where, encoding, label_column)
     return _with_fields(layout, side, contents)
@@ -112,22 +123,44 @@ def _by_folder_or_table(
     label_column: str,
 ) -> Layout:
     found = image_tables.find(paths, images, side, contents, where, encoding, label_column)
-    if label_column and not found:
+    of_classes = [table for table in found if table.has_classes]
+    if label_column and not of_classes:
         raise UsageError(f"{where} has no table of images with a column {label_column!r}: correct source.label_column")
     if label_column:
-        layout = table_layouts.by_image_tables(paths, images, side, found, where)
+        layout = table_layouts.by_image_tables(paths, images, side, of_classes, where)
         return _with_fields(layout, side, contents)
     try:
         layout = _by_folder(paths, images, side, contents, where, box_files.find(images, paths, contents))
     except UsageError:  # the folders are none of classes, or may be read in two ways
-        if not found:
+        if not of_classes:
             # a table that names images, but not clearly their classes, says more
             image_tables.find(paths, images, side, contents, where, encoding, demanded=True)
             raise
-        layout = table_layouts.by_image_tables(paths, images, side, found, where)
+        layout = table_layouts.by_image_tables(paths, images, side, of_classes, where)
         return _with_fields(layout, side, contents)
+    if not of_classes and layout.by == "folder":
+        if len(layout.classes) < 2 or box_files.are_parts(layout.classes):
+            # parts of one set are no classes, if a table names the images
+            image_tables.find(paths, images, side, contents, where, encoding, demanded=True)
+        if len(layout.classes) < 2:
+            _refuse_annotated(layout, contents, where)
     weighed = table_layouts.weighed(layout, paths, images, side, found, where)
     return weighed if weighed.by == layout.by else _with_fields(weighed, side, contents)
+
+
+def _refuse_annotated(layout: Layout, contents: Contents, where: str) -> None:
+    """Raise `UsageError` if a file beside a single class lists its images: it may have the classes."""
+    beside = [path for path in layout.left_out if suffix_of(path).lower() in _ANNOTATIONS][:_LOOKED_INTO]
+    images = [path.rpartition("/")[2] for path in layout.readings if is_image(path)][:_LOOKED_INTO]
+    for path, content in zip(beside, contents(beside) if beside else (), strict=True):
+        named = sum(json.dumps(image)[1:-1].encode() in content or image.encode() in content for image in images)
+        is_table = suffix_of(path).lower() not in (".json", ".jsonl", ".xml")
+        if named and (not is_table or 2 * named >= len(images)):
+            raise UsageError(
+                f"{where}: all images are in {layout.classes[0] if layout.classes else 'one folder'}, and {path} lists "
+                "them: if it has their classes, write them into a metadata.csv with the columns file_name and label; "
+                "else set source.label_level=-1"
+            )
 
 
 def _other_source(paths: Sequence[str]) -> str:
@@ -198,8 +231,30 @@ def _folders(
             left_out.append(path)
         else:
             readings[path] = Reading((label,) if label else (), split)
-    layout = layout_of("folder", readings, left_out, root, "source.label_level or source.pattern reads them otherwise")
+    for path in _in_unlabelled_splits(readings, known):
+        readings[path] = Reading((), readings[path].split)
+    layout = layout_of("folder", readings, left_out, root, FOLDER_HINT)
     return _with_fields(layout, side, contents)
+
+
+def _in_unlabelled_splits(readings: Mapping[str, Reading], images: Set[str]) -> list[str]:
+    """Images of a split whose only folder is no class of training, and no other by its name: `test/images`."""
+    classes: dict[str, set[str]] = defaultdict(set)
+    for path, reading in readings.items():
+        if path in images:
+            classes[reading.split].update(reading.labels)
+    if len(classes["train"]) < 2:
+        return []
+    unlabelled = {
+        split
+        for split, found in classes.items()
+        if split and len(found) == 1 and not found & classes["train"] and _says_nothing(*found)
+    }
+    return [path for path, reading in readings.items() if reading.split in unlabelled and path in images]
+
+
+def _says_nothing(name: str) -> bool:
+    return box_files.is_container(name) or name.lower() in text_tables.MISSING
 
 
 @dataclass(frozen=True)
@@ -234,8 +289,12 @@ def _levels(folders: Sequence[tuple[str, ...]], tops: Counter[str], depth: int, 
         level = _class_level(inner)
         if not any(len(parts) > level for parts in folders):
             raise _no_class_folder(named, depth, where)
+        _refuse_second([parts[level:] for parts in folders if len(parts) > level], depth + level, where)
         return _Levels(level, 0, splits)
-    if others and set(splits.values()) >= {"train", "test"} and _share_classes(inner, splits):
+    # a split's folder with several folders in it is hardly a class
+    several = {top for top in named if len({parts[1] for parts in inner if parts[0] == top}) > 1}
+    two_splits = len(set(splits.values())) > 1 and (bool(several) or _share_classes(inner, splits))
+    if others and (two_splits or SPLIT_NAMES.keys() & set(map(str.lower, several))):
         level = _class_level([parts for parts in inner if parts[0] in splits])
         raise UsageError(
             f"{where} can be read in two ways: splits {listed(sorted(named))} with {listed(sorted(others))} beside "
@@ -246,13 +305,21 @@ def _levels(folders: Sequence[tuple[str, ...]], tops: Counter[str], depth: int, 
     inner_splits = split_folders(below)
     if len(inner) == len(folders) and below == inner_splits.keys() and len(set(inner_splits.values())) > 1:
         return _Levels(0, 1, inner_splits)
-    if second := _second_names(folders):
-        raise UsageError(
-            f"{where} can be read in two ways: {len(tops):,} classes by the first folder ({listed(sorted(tops))}), or "
-            f"{len(second):,} by the second ({listed(sorted(second))}): set source.label_level={depth + 1} or "
-            f"={depth + 2}" + (", or source.path to one of the first" if max(second.values()) > 1 else "")
-        )
+    _refuse_second(folders, depth, where)
     return _Levels(0)
+
+
+def _refuse_second(folders: Sequence[tuple[str, ...]], depth: int, where: str) -> None:
+    """Raise `UsageError` if folders below those at a depth look like classes, too."""
+    second = _second_names(folders)
+    if not second:
+        return
+    first = {parts[0] for parts in folders if parts}
+    raise UsageError(
+        f"{where} can be read in two ways: {len(first):,} classes by the first folder ({listed(sorted(first))}), or "
+        f"{len(second):,} by the second ({listed(sorted(second))}): set source.label_level={depth + 1} or "
+        f"={depth + 2}" + (", or source.path to one of the first" if max(second.values()) > 1 else "")
+    )
 
 
 def _no_class_folder(names: Sequence[str], depth: int, where: str) -> UsageError:
@@ -287,10 +354,10 @@ def _share_classes(inner: Iterable[tuple[str, ...]], splits: Mapping[str, str]) 
 def _second_names(folders: Sequence[tuple[str, ...]]) -> Counter[str]:
     """Folders at the second level that look like classes as the first ones do, with the number of these they are below.
 
-    They do if nearly every image is in one, each first folder has several, and their names are no numbers. Names below
-    several first folders are classes in several forms (`color/Apple_rust` and `segmented/Apple_rust`, `fold1/oak` and
-    `fold2/oak`), unless there are no more of them than of the first and these are no forms: `day-1` and `day-2` below
-    each class are not classes.
+    They do if nearly every image is in one, most first folders have several, and their names are no numbers. Names
+    below several first folders are classes in several forms (`color/Apple_rust` and `segmented/Apple_rust`, `fold1/oak`
+    and `fold2/oak`), unless there are no more of them than of the first and these are no forms: `day-1` and `day-2`
+    below each class are not classes.
     """
     below: dict[str, set[str]] = defaultdict(set)
     deep = [parts for parts in folders if len(parts) > 1]
@@ -299,8 +366,8 @@ def _second_names(folders: Sequence[tuple[str, ...]]) -> Counter[str]:
     for first, second, *_ in deep:
         below[first].add(second)
     names = Counter(name for inner in below.values() for name in inner)
-    several = all(len(inner) > 1 for inner in below.values())
-    if not several or any(name.isdecimal() for name in names):
+    several = sum(len(inner) > 1 for inner in below.values())
+    if 2 * several <= len(below) or any(name.isdecimal() for name in names):
         return Counter()
     shared = max(names.values()) > 1
     forms = all(set(_WORD.findall(first.lower())) <= _FORMS for first in below) or (
@@ -388,7 +455,17 @@ def _by_level(paths: Sequence[str], side: Mapping[str, str], level: int, where: 
             readings[path] = Reading()
         else:
             left_out.append(path)
-    return layout_of("folder", readings, left_out, "", f"by source.label_level={level}")
+    layout = layout_of("folder", readings, left_out, "", f"by source.label_level={level}")
+    above: dict[str, set[tuple[str, ...]]] = defaultdict(set)
+    for path, label in labels.items():
+        parts = folders[path]
+        end = index if index >= 0 else len(parts) + index
+        above[label].add(tuple(part for at, part in enumerate(parts[:end]) if not (splits and at == split_level)))
+    if merged := sorted(label for label, places in above.items() if len(places) > 1):
+        places = listed(sorted("/".join((*place, merged[0])) for place in above[merged[0]]))
+        note = f"{amount(len(merged), 'class is', 'classes are')} below several folders and joined, such as {places}"
+        layout = replace(layout, summary=f"{note}; {layout.summary}")
+    return layout
 
 
 def _split_level(folders: Sequence[tuple[str, ...]], label: int) -> tuple[int, Mapping[str, str]]:

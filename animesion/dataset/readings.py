@@ -20,6 +20,10 @@ IMAGE_SUFFIXES = frozenset(
 _NAMED = 4
 
 
+#: What reads class folders otherwise.
+FOLDER_HINT = "source.label_level or source.pattern reads them otherwise"
+
+
 @dataclass(frozen=True, slots=True)
 class Reading:
     """The reading of one file.

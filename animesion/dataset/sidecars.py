@@ -22,12 +22,23 @@ from animesion.splits import SPLIT_NAMES
 TABLES = frozenset({"metadata.csv", "metadata.jsonl", "metadata.parquet", "_classes.csv"})
 
 _SUFFIXES = (".json", ".txt", ".caption")
+#: Rows from which a column of another text for each is none of classes.
+_FEW = 3
 _MOST_JSON = 1 << 20  # bytes; a post's metadata is some thousand
 
-_FILE = ("file_name", "filename", "file", "path", "image", "image_path", "image_file")
+FILE_COLUMNS = ("file_name", "filename", "file", "path", "image", "image_path", "image_file")
 LABEL_COLUMNS = ("label", "class", "class_name", "category", "character", "species", "cultivar", "labels")
 SPLIT_COLUMNS = ("split", "subset", "partition", "set")
 GROUP_COLUMNS = ("group", "post", "post_id", "work", "family")
+#: Columns that hold no class, though they may be the only one beside the file names.
+_OTHER_COLUMNS = frozenset(
+    {
+        *("text", "caption", "captions", "prompt", "description", "title", "license", "licence", "url", "source"),
+        *("objects", "bbox", "bboxes", "boxes", "width", "height", "md5", "sha1", "sha256", "author", "rating"),
+    }
+)
+#: Ranks of a taxonomy: beside two of them, `class` and `family` are ranks, too.
+_RANKS = ("kingdom", "phylum", "order", "genus", "species")
 
 #: Keys of a post's character tags, the surest first.
 _CHARACTERS = ("tag_string_character", "tags_character", "characters", "character", "label", "class")
@@ -60,6 +71,27 @@ class TableRow:
     split: str
     group: str
     fields: Mapping[str, str]
+
+
+class NoLabelColumnError(UsageError):
+    """A table names images, and has no column of their classes."""
+
+
+def without_ranks(header: Sequence[str], names: Sequence[str]) -> list[str]:
+    """Names of columns that are looked for, without those that are ranks of a taxonomy in this header."""
+    is_taxonomy = sum(text_tables.column(header, [rank]) is not None for rank in _RANKS) > 1
+    return [name for name in names if not (is_taxonomy and name in ("class", "family"))]
+
+
+def differing_columns(header: Sequence[str], rows: Sequence[Sequence[str]], names: Sequence[str]) -> list[str]:
+    """The columns of these names, where they class rows in different ways, as `category` and `breed` do; else none."""
+    places = [at for name in names if (at := text_tables.column(header, [name])) is not None]
+    places = [at for at in dict.fromkeys(places) if any(at < len(row) and row[at] for row in rows)]
+    groupings = set()
+    for at in places:
+        numbers: dict[str, int] = {}
+        groupings.add(tuple(numbers.setdefault(row[at] if at < len(row) else "", len(numbers)) for row in rows))
+    return [header[at] for at in places] if len(groupings) > 1 else []
 
 
 def tables(paths: Iterable[str]) -> list[str]:
@@ -168,18 +200,28 @@ def read_table(path: str, content: bytes, place: str, encoding: str = "", label_
         header = next(lines, [])
         records = [dict(zip(header, cells, strict=False)) for cells in lines]
     header = list(dict.fromkeys(key for record in records for key in record))
-    file_key, label_key = _column(header, _FILE), _column(header, LABEL_COLUMNS)
+    label_names = without_ranks(header, LABEL_COLUMNS)
+    file_key, label_key = _column(header, FILE_COLUMNS), _column(header, label_names)
     if file_key is None:
         raise UsageError(f"{where} has no column file_name, so its rows belong to no image: name the column so")
     rest = [key for key in header if key != file_key]
+    split_key = _column(header, SPLIT_COLUMNS)
+    group_key = _column(header, without_ranks(header, GROUP_COLUMNS))
     if label_column:
         label_key = _column(header, [label_column])
         if label_key is None:
             raise UsageError(f"{where} has no column {label_column!r} (its columns are {', '.join(header[:8])})")
-    label_key = label_key or (rest[0] if len(rest) == 1 else None)
+    elif label_key:
+        cells = [[_text(record.get(key)) for key in header] for record in records]
+        if differing := differing_columns(header, cells, label_names):
+            raise UsageError(
+                f"{where} has several columns of classes ({', '.join(differing)}), which differ: set "
+                "source.label_column to one"
+            )
+    elif len(rest) == 1 and _may_be_classes(rest[0], [record.get(rest[0]) for record in records]):
+        label_key = rest[0]
     if label_key is None:
-        raise UsageError(f"{where} has no column label (its columns are {', '.join(header[:8])}): name one so")
-    split_key, group_key = _column(header, SPLIT_COLUMNS), _column(header, GROUP_COLUMNS)
+        raise NoLabelColumnError(f"{where} has no column label (its columns are {', '.join(header[:8])}): name one so")
     for record in records:
         if not record.get(file_key):
             continue
@@ -197,6 +239,14 @@ def read_table(path: str, content: bytes, place: str, encoding: str = "", label_
         )
 
 
+def _may_be_classes(name: str, values: Sequence[Any]) -> bool:
+    """Whether the only column beside the file names may be of classes."""
+    if name.casefold() in _OTHER_COLUMNS or any(isinstance(value, dict) for value in values):
+        return False
+    found = [value for value in map(str, values) if value]
+    return len(found) < _FEW or len(set(found)) < len(found)
+
+
 def _column(header: Sequence[str], names: Sequence[str]) -> str | None:
     at = text_tables.column(header, names)
     return None if at is None else header[at]
@@ -210,7 +260,7 @@ def _one_hot(content: bytes, where: str, encoding: str) -> Iterator[TableRow]:
     """Roboflow's table: a file name, and a column of zeros and ones for each class."""
     lines = text_tables.rows(text_tables.decoded(content, where, encoding), where)
     header = next(lines, [])
-    file_at = text_tables.column(header, _FILE)
+    file_at = text_tables.column(header, FILE_COLUMNS)
     if file_at is None:
         raise UsageError(f"{where} has no column filename: it is no table of classes as Roboflow writes it")
     for cells in lines:

@@ -6,6 +6,7 @@ which the table repeats the names, or `train_images`, of which only the table kn
 
 from __future__ import annotations
 
+import posixpath
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence, Set
@@ -16,7 +17,7 @@ from animesion.dataset import box_files, image_tables, sidecars, text_tables
 from animesion.dataset.box_files import Contents
 from animesion.dataset.image_tables import ImageTable
 from animesion.dataset.path_parts import parts_of
-from animesion.dataset.readings import Layout, Reading, layout_of, listed
+from animesion.dataset.readings import FOLDER_HINT, Layout, Reading, is_image, layout_of, listed
 from animesion.errors import UsageError
 from animesion.splits import SPLIT_NAMES
 from animesion.wording import amount
@@ -51,7 +52,7 @@ def by_metadata(
         if not table.endswith(".parquet"):
             notes += filter(None, [text_tables.encoding_note(content, table, encoding)])
         for row in sidecars.read_table(table, content, where, encoding, label_column):
-            name = unicodedata.normalize("NFC", str(folder / row.file_name))
+            name = unicodedata.normalize("NFC", posixpath.normpath(folder / row.file_name))
             path = known.get(name, "")
             if not path:
                 missing.append(name)
@@ -68,6 +69,9 @@ def by_metadata(
             f"{where}: {tables[0]} names no file that is there, such as {missing[0] if missing else '?'!r}: its column "
             "file_name counts from the folder that holds it"
         )
+    if not any(reading.split for reading in readings.values()):
+        of_folder = _folder_splits(list(readings))
+        readings = {path: replace(reading, split=of_folder.get(path, "")) for path, reading in readings.items()}
     unlabelled = [path for path in images if path not in readings]
     readings |= dict.fromkeys(unlabelled, Reading())
     left_out = [path for path in paths if path not in readings and path not in side and path not in tables]
@@ -116,7 +120,8 @@ def weighed(
     if layout.by != "folder" or not tables:
         return layout
     classes = layout.classes
-    containers = set(classes) if len(classes) < 2 else {name for name in classes if box_files.is_container(name)}
+    all_contain = len(classes) < 2 or box_files.are_parts(classes)
+    containers = set(classes) if all_contain else {name for name in classes if box_files.is_container(name)}
     if not containers and _differing(tables):
         return layout  # several kinds of labels, as of species and of genus, which are not the classes
     labels = _merged(tables, where)
@@ -139,14 +144,21 @@ def weighed(
     names = {next(iter(of_folder[name].most_common(1)))[0]: (name,) for name in sorted(clear - containers)}
     names = names if len(names) == len(clear - containers) else {}
     names |= {(name,): (name,) for name in sound & named if (name,) not in names}
+    if outside and (numbers := _other_first_number(sound, named)):
+        raise UsageError(
+            f"{where}: folders are classes {min(map(int, sound))} to {max(map(int, sound))}, and {tables[0].path} has "
+            f"{min(numbers)} to {max(numbers)}: one counts from zero and the other from one. Make them equal"
+        )
     if outside and names and doubtful <= containers:
         other = {path: names.get(found, found if sound & named else ()) for path, found in labels.items()}
         readings = _completed(layout.readings, set(images), other, containers)
         return _read(readings, paths, side, tables, "folder and ")
     if not doubtful:
         others = sum(counts.total() - max(counts.values()) for counts in of_folder.values())
-        note = f"{tables[0].path} has another class for {amount(others, 'image')}"
-        return replace(layout, summary=f"{note}; {layout.summary}") if others else layout
+        if others:
+            note = f"{tables[0].path} has another class for {amount(others, 'image')}"
+            layout = replace(layout, summary=f"{note}; {layout.summary}")
+        return _with_table_splits(layout, tables)
     if doubtful <= containers and not sound:
         return by_image_tables(paths, images, side, tables, where)
     path, reading = next(item for item in layout.readings.items() if item[1].labels)
@@ -156,6 +168,31 @@ def weighed(
         f"or {len(named):,} by {tables[0].path} ({listed(sorted(named))}): set source.label_level={level} or "
         f"source.table={tables[0].path}"
     )
+
+
+def _other_first_number(folders: Set[str], named: Set[str]) -> list[int]:
+    """The numbers that a table has for classes, if they are those of the folders counted from another first one."""
+    if not all(name.isdecimal() for name in (*folders, *named)) or len(folders) < 3:
+        return []
+    ours, theirs = set(map(int, folders)), set(map(int, named))
+    shifted = any(theirs <= {number + by for number in ours} for by in (-1, 1))
+    return sorted(theirs) if shifted and not theirs <= ours else []
+
+
+def _with_table_splits(layout: Layout, tables: Sequence[ImageTable]) -> Layout:
+    """A layout by folders with the splits of tables, where the folders have none."""
+    splits = {path: split for table in tables for path, split in table.splits.items()}
+    if layout.splits or not splits:
+        return layout
+    readings = {path: replace(reading, split=splits.get(path, "")) for path, reading in layout.readings.items()}
+    used = [table.path for table in tables if table.splits]
+    left_out = [path for path in layout.left_out if path not in used]
+    without = sum(not reading.split for path, reading in readings.items() if is_image(path))
+    notes = [f"splits by {listed(used)}", *([f"images in no split: {without:,}"] if without else []), FOLDER_HINT]
+    result = layout_of("folder", readings, left_out, layout.root, "; ".join(notes))
+    # what was noted in front of the sentence on the folders
+    before = layout_of("folder", layout.readings, layout.left_out, layout.root, FOLDER_HINT).summary
+    return replace(result, summary=f"{layout.summary.removesuffix(before)}{result.summary}", sidecars=layout.sidecars)
 
 
 def _completed(
@@ -182,9 +219,7 @@ def _read(
     """The layout of readings by tables, with a sentence."""
     names = {table.path for table in tables}
     left_out = [path for path in paths if path not in readings and path not in side and path not in names]
-    missing = sum(table.missing for table in tables)
-    notes = [table.note for table in tables if table.note]
-    notes += [f"rows of missing files: {missing:,}"] if missing else []
+    notes = [f"{note} ({table.path})" if len(tables) > 1 else note for table in tables for note in table.notes]
     notes += [tables[0].columns, "source.table and source.label_column choose others, source.label_level takes folders"]
     more = f" and {amount(len(tables) - 1, 'other table')}" if len(tables) > 1 else ""
     return layout_of(f"{also}{tables[0].path}{more}", readings, left_out, "", "; ".join(notes))

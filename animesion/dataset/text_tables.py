@@ -130,8 +130,13 @@ def rows(text: str, where: str) -> Iterator[list[str]]:
         UsageError: a quoted cell does not end, or a cell is too long.
     """
     first = text.lstrip("\n\r").partition("\n")[0]
+    # the line by which a spreadsheet program knows the separator
+    stated = re.fullmatch(r'"?sep=(.)"?\r?', first, re.IGNORECASE)
+    if stated:
+        text = text.replace(first, "", 1)
     csv.field_size_limit(_LONGEST_CELL)
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator(first), skipinitialspace=True, strict=True)
+    delimiter = stated[1] if stated else separator(first)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True, strict=True)
     while True:
         try:
             row = next(reader)

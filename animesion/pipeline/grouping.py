@@ -236,6 +236,17 @@ def empty_splits(strategy: str, recipe: Recipe, sizes: Mapping[str, int]) -> lis
     return [f"no images in split {' and '.join(empty)}: {why} for the shares of the recipe"]
 
 
+def lost_splits_notes(recipe: Recipe, strategy: str, published_splits: npt.NDArray[np.int8]) -> list[str]:
+    """A note if splits are made although some kept images have a published one, which `auto` takes where all have."""
+    known = int((published_splits >= 0).sum())
+    if recipe.split.strategy != "auto" or strategy == "published" or not known:
+        return []
+    return [
+        f"{known:,} of {len(published_splits):,} images have a published split and the others none, so all get new "
+        "ones: split.strategy=published keeps these and drops the others, grouped silences this"
+    ]
+
+
 def kept_splits_note(placed: Mapping[str, str], keys: pa.Array, split_of: npt.NDArray[np.int8]) -> str:
     """How many published images kept their split."""
     rows = {key: row for key, row in search.rows_of(keys, placed).items() if split_of[row] >= 0}

@@ -20,7 +20,12 @@ from animesion.sources import clean_text
 from animesion.sources.file_sets import FileSet
 
 #: Names of columns that hold labels without being marked as such.
-LABEL_NAMES = ("label", "labels", "class", "class_name", "classname", "category", "character", "species", "cultivar")
+LABEL_NAMES = (
+    *("label", "labels", "class", "class_name", "classname", "category", "character", "species", "cultivar"),
+    *("common_name", "scientific_name", "breed", "variety"),
+)
+#: Names of columns that hold published splits.
+_SPLIT_NAMES = ("split", "subset", "partition")
 
 #: Rows by which a column of floats is known to hold class ids.
 _LOOKED_AT = 1000
@@ -52,12 +57,14 @@ class Columns:
     Attributes:
         image: column of the images: a struct of `bytes` and `path`, or binary.
         label: column of the labels; empty if the file has none.
+        split: column of published splits; empty if the file has none.
         names: class names by id; empty where the column has texts or bare numbers.
         refusal: the sentence for a dataset in which no file has labels.
     """
 
     image: str
     label: str
+    split: str = ""
     names: tuple[str, ...] = ()
     refusal: str = ""
 
@@ -133,7 +140,9 @@ def choose(parquet: pq.ParquetFile, where: str, options: Choices, files: FileSet
     if len(set(names)) != len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise UsageError(f"{where}: two classes of the column {label!r} have the name '{twice}': rename one")
-    return Columns(image, label, names, refusal)
+    texts = [field.name for field in schema if _is_text(field.type) and field.name != label]
+    split = next((name for name in texts if name.casefold() in _SPLIT_NAMES), "")
+    return Columns(image, label, split, names, refusal)
 
 
 def _image_column(schema: pa.Schema, features: Mapping[str, Any], where: str, given: str) -> str:

@@ -63,7 +63,7 @@ class ParquetOptions(Section):
 
 @dataclass(frozen=True, slots=True)
 class _Row:
-    """One row: the position of its file, the row in it, the file name of the image, and its labels."""
+    """One row: the position of its file, the row in it, the file name of the image, its labels and its split."""
 
     file: int
     row: int
@@ -71,6 +71,7 @@ class _Row:
     labels: tuple[str, ...]
     class_id: int
     fault: str
+    split: str = ""
 
 
 class ParquetSource:
@@ -113,8 +114,9 @@ class ParquetSource:
             with _opened(files, each.name) as parquet:
                 starts.append(_starts(parquet, files.path_of(each.name)))
                 rows += self._rows(parquet, columns, number, files.path_of(each.name))
-        splits = [split_of(each.name) for each in listed]
-        self.notes += _sentences(columns, rows, splits)
+        of_file = [split_of(each.name) for each in listed]
+        splits = _splits(rows, of_file, columns.split, self.options.path)
+        self.notes += _sentences(columns, rows, of_file, splits)
         yield from self._items(rows, listed, starts, splits, columns)
 
     def read(self, items: Sequence[Item]) -> Iterator[Payload]:
@@ -155,7 +157,8 @@ class ParquetSource:
         label = columns.label if columns.label in present else ""
         if label:
             columns.check_same_names(parquet, where)
-        wanted = [name for name in (label, columns.path_of(parquet)) if name]
+        split = columns.split if columns.split in present else ""
+        wanted = [name for name in (label, split, columns.path_of(parquet)) if name]
         _check_sizes(parquet, wanted, where)
         row = 0
         if not wanted:
@@ -166,10 +169,12 @@ class ParquetSource:
             for batch in parquet.iter_batches(_LISTED_ROWS, columns=wanted, use_threads=False):
                 names = batch.column(columns.image).field("path").to_pylist() if columns.path_of(parquet) else None
                 labels = batch.column(label).to_pylist() if label else None
+                splits = batch.column(split).to_pylist() if split else None
                 for index in range(batch.num_rows):
                     name = names[index] if names else None
                     texts, class_id, fault = columns.labels_of(labels[index] if labels else None)
-                    yield _Row(number, row, clean_text(name or "", 1000), texts, class_id, fault)
+                    stated = clean_text((splits[index] if splits else None) or "", 40)
+                    yield _Row(number, row, clean_text(name or "", 1000), texts, class_id, fault, stated)
                     row += 1
         except (pa.ArrowException, OSError, ValueError) as error:
             raise UsageError(f"{where} is damaged after row {row:,} ({_short(error)}): get it again") from None
@@ -185,7 +190,8 @@ class ParquetSource:
         names = [PurePosixPath(row.name.replace("\\", "/")).name for row in rows]
         stems = [PurePosixPath(name).stem for name in names]
         known = families.tokens(stems, [row.labels[0] if row.labels else "" for row in rows], self.options.family)
-        for order, (row, name, stem, family) in enumerate(zip(rows, names, stems, known, strict=True)):
+        facts = zip(rows, names, stems, known, splits, strict=True)
+        for order, (row, name, stem, family, split) in enumerate(facts):
             file = listed[row.file]
             group = bisect_right(starts[row.file], row.row) - 1
             place = {
@@ -203,7 +209,7 @@ class ParquetSource:
                 order=order,
                 labels=row.labels,
                 families=family,
-                split=splits[row.file],
+                split=split,
                 class_order=row.class_id,
                 failure=DropReason.BAD_RECORD if row.fault else "",
                 detail=row.fault,
@@ -345,7 +351,25 @@ def _images(parquet: pq.ParquetFile, group: int, column: str) -> Iterator[bytes 
             yield (content or {}).get("bytes") if nested else content
 
 
-def _sentences(columns: Columns, rows: Sequence[_Row], splits: Sequence[str]) -> list[str]:
+def _splits(rows: Sequence[_Row], of_file: Sequence[str], column: str, path: str) -> list[str]:
+    """The split of each row: that of its column of splits, or else of its file.
+
+    Raises:
+        UsageError: some values of the column are known splits and others not, which would be lost.
+    """
+    stated = {row.split for row in rows} - {""}
+    unknown = sorted(value for value in stated if value.lower() not in SPLIT_NAMES)
+    if unknown and len(unknown) < len(stated):
+        raise UsageError(
+            f"source.path: the column {column!r} of {path} has the split {unknown[0]!r}, which is no name of train, "
+            "val or test: correct it"
+        )
+    if unknown:
+        return [of_file[row.file] for row in rows]
+    return [SPLIT_NAMES[row.split.lower()] if row.split else of_file[row.file] for row in rows]
+
+
+def _sentences(columns: Columns, rows: Sequence[_Row], of_file: Sequence[str], splits: Sequence[str]) -> list[str]:
     """The notes: what was understood, and what was not."""
     classes = len({label for row in rows for label in row.labels})
     found = ordered_splits(set(splits))
@@ -354,10 +378,10 @@ def _sentences(columns: Columns, rows: Sequence[_Row], splits: Sequence[str]) ->
         f"{classes:,} {'class' if classes == 1 else 'classes'}{kind}"
         f"{f' in splits {chr(47).join(found)}' if found else ''}, image column {columns.image}, label column "
         f"{columns.label}",
-        f"{len(splits):,} {'file' if len(splits) == 1 else 'files'}, {len(rows):,} rows",
+        f"{len(of_file):,} {'file' if len(of_file) == 1 else 'files'}, {len(rows):,} rows",
     ]
-    without = splits.count("")
-    if found and without:
+    without = of_file.count("")
+    if found and without and "" in splits:
         words.append(f"{without:,} files are named after no split")
     unlabelled = sum(not row.labels and not row.fault for row in rows)
     if unlabelled:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from animesion.dataset import sidecars, text_tables
+from animesion.dataset import readings, sidecars, text_tables
 from animesion.errors import UsageError
 from animesion.sources import clean_text
 from animesion.sources.file_sets import FileSet
@@ -23,7 +23,10 @@ _LARGEST_NAMES = 64 << 20
 SIDE_FILES = ("dataset.json", "classes.csv", "classnames.txt", "classes.txt", "class_names.txt", "labels.txt")
 
 #: Keys of a label in a `.json` member, names before numbers.
-_KEYS = ("class_name", "label_name", "label", "class", "cls", "category", "character", "species", "cultivar", "name")
+_KEYS = (
+    *("class_name", "label_name", "class_text", "label_text", "label", "class", "cls", "category", "character"),
+    *("species", "cultivar", "class_id", "category_id", "label_id", "name"),
+)
 
 _ID, _NAME = ("class_id", "id", "label", "index", "cls"), ("name", "class_name", "classname", "class")
 
@@ -183,7 +186,15 @@ def _names_of(value: Any, names: ClassNames, *, numeric: bool) -> tuple[tuple[st
 def _value(post: Mapping[str, Any], key: str) -> Any:
     if key:
         return post.get(key)
-    return next((post[each] for each in _KEYS if post.get(each) not in (None, "", [])), None)
+    # beside a species, a class is a rank of the taxonomy; a name may be that of the file
+    keys = [each for each in _KEYS if not (each == "class" and ("species" in post or "genus" in post))]
+    return next(
+        (post[each] for each in keys if post.get(each) not in (None, "", []) and not _is_file(post, each)), None
+    )
+
+
+def _is_file(post: Mapping[str, Any], key: str) -> bool:
+    return key == "name" and readings.is_image(str(post[key]))
 
 
 def _json(content: bytes) -> dict[str, Any]:

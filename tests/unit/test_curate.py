@@ -295,6 +295,8 @@ def test_strategies(split_names: list[str], strategy: str, due: str) -> None:
         assert facts["dropped"] == ({"no published split": 1} if "" in split_names else {})
     if due == "single":
         assert facts["splits"] == {"train": 3}
+    noted = any(note.startswith("2 of 3 images have a published split") for note in facts["notes"])
+    assert noted == (due == "grouped")
 
 
 def test_the_legacy_split_takes_the_order_of_the_source() -> None:

@@ -127,8 +127,9 @@ LAYOUTS: dict[str, tuple[Mapping[str, bytes], dict[str, tuple[str, str]], str]] 
         | {"images.txt": b"1 oak/1.jpg\n2 oak/2.jpg\n3 oak/3.jpg\n4 ash/4.jpg\n", "words.csv": b"a,b\nc,d\n",
            "by.csv": b"file,photographer,site\n1.jpg,A,x\n2.jpg,B,x\n3.jpg,A,x\n4.jpg,A,y\n", "notes.csv": b"\0\1\2",
            "splits.csv": b",file,split\n0,1.jpg,train\n1,2.jpg,test\n2,3.jpg,train\n3,4.jpg,test\n"},
-        {"oak/1.jpg": ("oak", ""), "oak/2.jpg": ("oak", ""), "oak/3.jpg": ("oak", ""), "ash/4.jpg": ("ash", "")},
-        "2 classes, by folder; 5 files",
+        {"oak/1.jpg": ("oak", "train"), "oak/2.jpg": ("oak", "test"), "oak/3.jpg": ("oak", "train"),
+         "ash/4.jpg": ("ash", "test")},
+        "2 classes in splits train/test, by folder; 4 files",
     ),
     "class folders and another class in a table for one image": (
         numbered("oak", range(25)) | numbered("ash", [25])

@@ -107,6 +107,22 @@ def test_one_file_a_pattern_and_a_range_of_files(hub: Path) -> None:
         listed(f"{hub}/data/train-{{00000..00002}}-of-00002.parquet")
 
 
+def test_a_column_of_splits(tmp_path: Path) -> None:
+    splits = ["train", "test", "validation", "train"]
+    write(tmp_path / "a.parquet", ["x", "y", "x", "y"], split=splits)
+    source, items = listed(tmp_path)
+    assert [item.split for item in items] == ["train", "test", "val", "train"]
+    assert "2 classes in splits train/val/test" in source.notes[0]
+    write(tmp_path / "a.parquet", ["x", "y", "x", "y"], split=["train", "eval", "train", ""])
+    with pytest.raises(UsageError, match=r"the column 'split' of .* has the split 'eval'"):
+        listed(tmp_path)
+    write(tmp_path / "a.parquet", ["x", "y", "x", "y"], split=["p", "q", "p", ""])
+    assert {item.split for item in listed(tmp_path)[1]} == {""}
+    write(tmp_path / "a.parquet", ["x", "y", "x", "y"], common_name=["crow", "cat", "gull", "dog"])
+    with pytest.raises(UsageError, match="several columns of labels"):
+        listed(tmp_path)
+
+
 def test_names_come_from_the_readme_of_the_dataset(tmp_path: Path) -> None:
     write(tmp_path / "data/train.parquet", [2, 0])
     (tmp_path / "README.md").write_text(

@@ -94,6 +94,17 @@ def test_labels_from_json_and_text(tmp_path: Path) -> None:
     assert labels(listed(path, label_key="caption")[1])[:2] == [("c",), ()]
 
 
+def test_numbers_of_classes_come_before_names_of_files_and_species_before_ranks(tmp_path: Path) -> None:
+    posts = [
+        post(id=3, name="pic_3.jpg", class_id=0, class_text="zebra"),
+        post(name="photo", category_id=1),
+        post(name="pic_4.jpg"),
+        post(**{"class": "Aves", "species": "crow"}),
+    ]
+    path = shard(tmp_path / "a.tar", [m for i, p in enumerate(posts) for m in ((f"{i}.jpg", JPG), (f"{i}.json", p))])
+    assert labels(listed(path)[1]) == [("zebra",), ("1",), (), ("crow",)]
+
+
 def test_the_members_of_a_sample_share_a_key_with_its_folders(tmp_path: Path) -> None:
     path = shard(
         tmp_path / "a.tar",
