@@ -25,6 +25,8 @@ _MOST_COLUMNS = 1000
 #: Rows by which the column of images is found, and the share of them that must name one.
 _SAMPLE, _SHARE = 200, 0.5
 
+#: Names of tables that may be forms to be filled in, such as `test.csv` and `sample_sub.csv`.
+_FORM = re.compile(r"(?<![a-z])(?:test|sub|sample|example|submit|predict)", re.IGNORECASE)
 #: Share of the lines of a list that must name an image each.
 _NEARLY = 0.9
 #: Images from which a table that has another class for each is none of classes.
@@ -281,11 +283,9 @@ def _read(
     if labels_at is None:
         return None
     if len(files_at) > 1 and not label_column:
+        two = " and in ".join(repr(_cell(header, each) or f"column {each + 1}") for each in files_at[:2])
         raise UsageError(
-            f"{where} names other images in column {header[at] or 1!r} than in {header[files_at[1]]!r}: remove the one "
-            "that is a number of rows, or call the other filename"
-            if header
-            else f"{where} has two columns that name images: remove one, or add a header"
+            f"{where} names different images in {two}: remove one, or give it a header that calls one filename"
         )
     labels: dict[str, tuple[str, ...]] = {}
     splits: dict[str, str] = {}
@@ -388,14 +388,14 @@ def _split_list(content: bytes, names: Names, folder: str) -> list[str]:
 
 
 def _without_dummies(tables: list[ImageTable]) -> list[ImageTable]:
-    """Leave out tables that have one class for all their images, which no other table has: forms to be filled in."""
+    """Leave out forms to be filled in: tables of a test by their names, with one class for all that no other has."""
     result = []
     for table in tables:
         others = [other for other in tables if other is not table and not other.labels.keys() & table.labels.keys()]
         elsewhere = {name for other in others for found in other.labels.values() for name in found}
         own = {name for found in table.labels.values() for name in found}
-        is_form = len(own) == 1 < len(table.labels) and len(elsewhere) > 1 and not own & elsewhere
-        if not (is_form and split_in_name(stem_of(table.path))[0] != "train"):
+        is_constant = len(own) == 1 < len(table.labels) and len(elsewhere) > 1 and not own & elsewhere
+        if not (is_constant and _FORM.search(stem_of(table.path.rpartition("/")[2]))):
             result.append(table)
     return result
 

@@ -86,6 +86,8 @@ def without_ranks(header: Sequence[str], names: Sequence[str]) -> list[str]:
 def differing_columns(header: Sequence[str], rows: Sequence[Sequence[str]], names: Sequence[str]) -> list[str]:
     """The columns of these names, where they class rows in different ways, as `category` and `breed` do; else none."""
     places = [at for name in names if (at := text_tables.column(header, [name])) is not None]
+    if len(set(places)) < 2:
+        return []
     places = [at for at in dict.fromkeys(places) if any(at < len(row) and row[at] for row in rows)]
     groupings = set()
     for at in places:
@@ -212,8 +214,9 @@ def read_table(path: str, content: bytes, place: str, encoding: str = "", label_
         if label_key is None:
             raise UsageError(f"{where} has no column {label_column!r} (its columns are {', '.join(header[:8])})")
     elif label_key:
-        cells = [[_text(record.get(key)) for key in header] for record in records]
-        if differing := differing_columns(header, cells, label_names):
+        several = [key for key in header if text_tables.column([key], label_names) is not None]
+        cells = [[_text(record.get(key)) for key in several] for record in records]
+        if differing := differing_columns(several, cells, label_names):
             raise UsageError(
                 f"{where} has several columns of classes ({', '.join(differing)}), which differ: set "
                 "source.label_column to one"

@@ -230,8 +230,7 @@ def _differing(tables: Sequence[ImageTable]) -> tuple[str, str, str] | None:
     first: dict[str, ImageTable] = {}
     for table in tables:
         for path, found in table.labels.items():
-            other = first.setdefault(path, table)
-            if found and other.labels[path] != found:
+            if found and (other := first.setdefault(path, table)).labels[path] != found:
                 return path, other.path, table.path
     return None
 
@@ -244,7 +243,11 @@ def _merged(tables: Sequence[ImageTable], where: str) -> dict[str, tuple[str, ..
             f"{where}: {two[0]} and {two[1]} have different classes for {path}: set source.table to one of them, or "
             "source.label_level for folders"
         )
-    return {path: found for table in reversed(tables) for path, found in table.labels.items()}
+    merged: dict[str, tuple[str, ...]] = {}
+    for table in tables:
+        for path, found in table.labels.items():
+            merged[path] = merged.get(path) or found
+    return merged
 
 
 def _folder_splits(images: Sequence[str]) -> dict[str, str]:

@@ -236,7 +236,7 @@ def decide(
 
     if placed and strategy in ("grouped", "by-class"):
         notes.append(grouping.kept_splits_note(placed, keys, split_of))
-    notes += grouping.lost_splits_notes(recipe, strategy, published_split[kept])
+    notes += grouping.lost_splits_notes(recipe, strategy, published_split[kept], placed)
     notes += grouping.straddling_notes(strategy, groups, split_of)
     notes += grouping.variants_notes(rows, recipe, labels, split_of, in_family)
     if others:

@@ -236,10 +236,12 @@ def empty_splits(strategy: str, recipe: Recipe, sizes: Mapping[str, int]) -> lis
     return [f"no images in split {' and '.join(empty)}: {why} for the shares of the recipe"]
 
 
-def lost_splits_notes(recipe: Recipe, strategy: str, published_splits: npt.NDArray[np.int8]) -> list[str]:
+def lost_splits_notes(
+    recipe: Recipe, strategy: str, published_splits: npt.NDArray[np.int8], placed: Mapping[str, str]
+) -> list[str]:
     """A note if splits are made although some kept images have a published one, which `auto` takes where all have."""
     known = int((published_splits >= 0).sum())
-    if recipe.split.strategy != "auto" or strategy == "published" or not known:
+    if recipe.split.strategy != "auto" or strategy == "published" or not known or placed:
         return []
     return [
         f"{known:,} of {len(published_splits):,} images have a published split and the others none, so all get new "

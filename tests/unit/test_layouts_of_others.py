@@ -63,7 +63,7 @@ def test_a_number_of_rows_or_of_classes_is_no_name_of_an_image(header: str, row:
 
 def test_two_columns_that_name_different_images_are_refused() -> None:
     rows = [f"{i},{n},{'ab'[n % 2]}" for i, n in enumerate(SHUFFLED)]
-    with pytest.raises(UsageError, match="names other images in column 'first' than in 'second'"):
+    with pytest.raises(UsageError, match="names different images in 'first' and in 'second'"):
         understood(numbered("images") | {"t.csv": table("first,second,label", *rows)})
 
 
@@ -124,7 +124,7 @@ def test_captions_and_the_like_leave_class_folders_alone(name: str, content: byt
     "names", [("HAM_part_1", "HAM_part_2"), ("images_001/images", "images_002/images"), ("fold1", "fold2", "fold3")]
 )
 def test_parts_of_a_set_are_no_classes_where_a_table_names_the_images(names: tuple[str, ...]) -> None:
-    files = {}
+    files: dict[str, bytes] = {}
     for place, name in enumerate(names):
         files |= numbered(name, 3, 3 * place)
     rows = [f"{n},{30 + n},{'mf'[n % 2]},{'xyz'[n % 3]}" for n in range(3 * len(names))]
@@ -151,6 +151,8 @@ def test_forms_to_be_filled_in_are_no_labels() -> None:
     assert "'sample_sub.csv'" in layout.summary
     kept = understood(files | {"train.csv": given, "test.csv": table("id,label", "10,1", "11,1")})
     assert classes(kept)["test/10.jpg"] == "1"
+    more = understood(files | {"train.csv": given, "owls.csv": table("id,label", "10,owl", "11,owl")})
+    assert more.classes == ["1", "2", "owl"]
 
 
 def test_rows_that_contradict_are_counted_and_separators_are_stated() -> None:
@@ -227,6 +229,8 @@ FOLDERS = images("images/cat/0.jpg", "images/cat/1.jpg", "images/dog/2.jpg", "im
         {"train.csv": table(",Filename,Label", "0,cat/0.jpg,0", "1,dog/2.jpg,1"),
          "test.csv": table(",Filename,Label", "0,cat/1.jpg,0", "1,dog/3.jpg,1")},
         {"meta/train.txt": b"cat/0\ndog/2\n", "meta/test.txt": b"cat/1\ndog/3\n"},
+        {"meta/train.txt": b"cat/0\ndog/2\n", "meta/test.txt": b"cat/1\ndog/3\n",
+         "names.csv": table("file,label", "0.jpg,Cat", "1.jpg,Cat", "2.jpg,Dog", "3.jpg,Dog")},
     ],
 )  # fmt: skip
 def test_tables_of_splits_beside_class_folders(tables: Files) -> None:
