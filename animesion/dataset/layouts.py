@@ -144,6 +144,7 @@ def _by_folder_or_table(
             image_tables.find(paths, images, side, contents, where, encoding, demanded=True)
         if len(layout.classes) < 2:
             _refuse_annotated(layout, contents, where)
+            _refuse_characters(layout, side, contents, where)
     weighed = table_layouts.weighed(layout, paths, images, side, found, where)
     return weighed if weighed.by == layout.by else _with_fields(weighed, side, contents)
 
@@ -161,6 +162,22 @@ def _refuse_annotated(layout: Layout, contents: Contents, where: str) -> None:
                 "them: if it has their classes, write them into a metadata.csv with the columns file_name and label; "
                 "else set source.label_level=-1"
             )
+
+
+def _refuse_characters(layout: Layout, side: Mapping[str, str], contents: Contents, where: str) -> None:
+    """Raise `UsageError` if the sidecars in a single folder have several characters, and it is named after none."""
+    found = [each.labels for each in sidecars.read_all(side, contents).of_image.values() if each.labels]
+    tags = {_plain(label) for labels in found for label in labels}
+    name = layout.classes[0] if layout.classes else ""
+    if len(set(found)) > 1 and name and not any(_plain(name) in tag for tag in tags):
+        raise UsageError(
+            f"{where}: all images are in {name}, and their sidecars have several characters, such as {found[0][0]}: "
+            f"set source.path to the folder {name} to take these, or source.label_level=-1 for one class"
+        )
+
+
+def _plain(name: str) -> str:
+    return "".join(letter for letter in name.casefold() if letter.isalnum())
 
 
 def _other_source(paths: Sequence[str]) -> str:

@@ -143,6 +143,21 @@ def test_a_single_folder_beside_a_file_that_lists_its_images_is_refused() -> Non
     assert layout.classes == ["photos_jpgs"]
 
 
+def test_sidecars_with_several_characters_in_a_single_folder_are_refused() -> None:
+    def posts(folder: str, *characters: str) -> dict[str, bytes]:
+        files = images(*(f"{folder}/{i}.jpg".lstrip("/") for i in range(len(characters))))
+        return files | {
+            f"{path}.json": b'{"tags_character": ["%s"]}' % c.encode()
+            for path, c in zip(files, characters, strict=True)
+        }
+
+    with pytest.raises(UsageError, match="all images are in vocaloid, and their sidecars have several characters"):
+        understood(posts("danbooru/vocaloid", "hatsune_miku", "kagamine_rin"))
+    assert understood(posts("", "hatsune_miku", "kagamine_rin")).classes == ["hatsune_miku", "kagamine_rin"]
+    assert understood(posts("Hatsune Miku", "hatsune_miku", "kagamine_rin")).classes == ["Hatsune Miku"]
+    assert understood(posts("vocaloid", "hatsune_miku", "kagamine_rin"), label_level=-1).classes == ["vocaloid"]
+
+
 def test_forms_to_be_filled_in_are_no_labels() -> None:
     files = numbered("train", 4) | numbered("test", 2, 10)
     given = table("id,label", "0,1", "1,2", "2,1", "3,2")
