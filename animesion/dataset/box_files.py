@@ -52,6 +52,8 @@ _CONTAINER = re.compile(
     re.IGNORECASE,
 )
 
+#: Share of the images from which those named as masks are some; a few are a coincidence.
+_SHARE_OF_MASKS = 0.1
 #: Words in the names of folders that hold a part of the images.
 _PART_WORDS = frozenset(
     {
@@ -116,11 +118,14 @@ def find(images: Sequence[str], paths: Iterable[str], contents: Contents) -> Box
 def find_mask(images: Sequence[str]) -> str:
     """Path of the mask of an image, such as `masks/1.png` of `images/1.jpg` or `1_mask.png`; empty if there is none."""
     stems = {path.rpartition(".")[0] for path in images}
+    masks = []
     for path in images:
         stem = path.rpartition(".")[0]
         ending = _MASK_NAME.search(stem, stem.rfind("/") + 1)
         if ending and ending.end() == len(stem) and stem[: ending.start()] in stems:
-            return path
+            masks.append(path)
+    if masks and len(masks) >= _SHARE_OF_MASKS * len(images):
+        return masks[0]
     folders = {path.rpartition("/")[0] for path in images}
     # folder of masks -> folders that may hold its images
     twins = {
@@ -148,8 +153,11 @@ def are_containers(classes: Sequence[str]) -> bool:
 
 
 def are_parts(names: Collection[str]) -> bool:
-    """Whether folders are parts of one set of images by their names, as `images_001`, `fold2` and `data_batch_3`."""
-    return all(is_container(name) or _PART_WORDS & set(_WORD.findall(name.lower())) for name in names)
+    """Whether folders are parts of one set of images by their names, as `fold1`, `fold2` or `batch_a`, `batch_b`."""
+    if all(map(is_container, names)):
+        return True
+    kinds = {re.sub(r"(?:[\W_]*\d+|[\W_]+[a-z])$", "", name.lower()) for name in names}
+    return len(kinds) == 1 and bool(_PART_WORDS & set(_WORD.findall(kinds.pop())))
 
 
 def is_container(name: str) -> bool:

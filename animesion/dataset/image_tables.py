@@ -26,7 +26,7 @@ _MOST_COLUMNS = 1000
 _SAMPLE, _SHARE = 200, 0.5
 
 #: Names of tables that may be forms to be filled in, such as `test.csv` and `sample_sub.csv`.
-_FORM = re.compile(r"(?<![a-z])(?:test|sub|sample|example|submit|predict)", re.IGNORECASE)
+_FORM = re.compile(r"(?<![a-z])(?:test|sub|subm|submission|submit|sample|example|predictions?)(?![a-z])", re.IGNORECASE)
 #: Share of the lines of a list that must name an image each.
 _NEARLY = 0.9
 #: Images from which a table that has another class for each is none of classes.
@@ -38,8 +38,12 @@ _LABEL = (*sidecars.LABEL_COLUMNS, "breed", "variety", "target", "class_id", "la
 _IS_SPLIT = {"is_train": ("train", "test"), "is_training": ("train", "test"), "is_test": ("test", "train")}
 _SPLITS = (*sidecars.SPLIT_COLUMNS, *_IS_SPLIT)
 _YES, _NO = frozenset({"1", "1.0", "true", "yes"}), frozenset({"0", "0.0", "false", "no"})
-#: Columns of the names of files.
-_FILE = (*sidecars.FILE_COLUMNS, "image_name", "img", "img_name", "image_id", "file_id", "name")
+#: Columns of the names of files, the surest first.
+_FILE_NAMES = (
+    (*sidecars.FILE_COLUMNS, "filepath", "image_name", "img", "img_name", "img_path"),
+    ("image_id", "file_id", "name"),
+    ("id",),
+)
 _BOX = ("xmin", "x1", "bbox", "bboxes", "bbox_x", "bbox_x1")
 
 
@@ -58,6 +62,7 @@ class ImageTable:
         contradicting: images of which rows have different classes.
         is_one_hot: whether each class has a column.
         note: on its encoding; empty for none.
+        in_several: images of which rows have several splits; the splits of such a table do not count.
     """
 
     path: str
@@ -70,6 +75,7 @@ class ImageTable:
     contradicting: int
     is_one_hot: bool
     note: str
+    in_several: int = 0
 
     @property
     def has_classes(self) -> bool:
@@ -91,6 +97,7 @@ class ImageTable:
             "rows of missing files": self.missing,
             "rows whose name several files have": self.ambiguous,
             "images whose rows have different classes": self.contradicting,
+            "splits that do not count, as rows of an image have several": self.in_several,
         }
         return [*filter(None, [self.note]), *(f"{what}: {count:,}" for what, count in counts.items() if count)]
 
@@ -144,7 +151,7 @@ def find(
         if table:
             found.append(table)
     _read_ids(found)
-    return _with_splits(_without_dummies(found))
+    return _without_dummies(found)
 
 
 def read(
@@ -193,13 +200,14 @@ class Names:
         found = self.find_all(cell, folder, split)
         return found[0] if len(found) == 1 else ""
 
-    def find_all(self, cell: str, folder: str, split: str) -> list[str]:
+    def find_all(self, cell: str, folder: str, split: str, *, exact: bool = False) -> list[str]:
         """The images that a cell names.
 
         Args:
             cell: of the table.
             folder: of the table.
             split: that the table is named after, which decides between images of one name.
+            exact: whether the case of letters counts; else it does where it names an image.
         """
         value = cell.replace("\\", "/").removeprefix("./").strip("/")
         if not value:
@@ -209,11 +217,12 @@ class Names:
                 return [self._images[path]]
         head, _, name = value.rpartition("/")
         found = self._by_name.get(name, [])
-        if not found and (other := self._by_lower_name.get(name.lower())):
+        if not found and not exact:
             # a table that was written on a system where `1.JPG` is `1.jpg`
-            head, found = "", other
+            found, value, name = self._by_lower_name.get(name.lower(), []), value.lower(), name.lower()
         if head:
-            ends = [_without_suffix(path, name) for path in found]
+            same_case = name in self._by_name
+            ends = [_without_suffix(path if same_case else path.lower(), name) for path in found]
             found = [
                 path
                 for path, end in zip(found, ends, strict=True)
@@ -277,12 +286,14 @@ def _read(
     if not files_at:
         return None
     at = files_at[0]
-    has_header = not names.find_all(_cell(rows[0], at), folder, split)
+    has_header = not names.find_all(_cell(rows[0], at), folder, split, exact=True)
     header, body = (rows[0], rows[1:]) if has_header else ([], rows)
     labels_at = _label_columns(header, body, at, label_column, where, demanded=demanded)
     if labels_at is None:
         return None
     if len(files_at) > 1 and not label_column:
+        if not demanded:
+            return None  # such as pairs of images
         two = " and in ".join(repr(_cell(header, each) or f"column {each + 1}") for each in files_at[:2])
         raise UsageError(
             f"{where} names different images in {two}: remove one, or give it a header that calls one filename"
@@ -291,13 +302,16 @@ def _read(
     splits: dict[str, str] = {}
     twice = False
     missing = ambiguous = 0
+    example = ""
     contradicting: set[str] = set()
+    in_several: set[str] = set()
     split_of = _split_column(header, body, where)
     for row in body:
         named = names.find_all(_cell(row, at), folder, split)
         if len(named) != 1:
             ambiguous += len(named) > 1
             missing += not named
+            example = example or (_cell(row, at) if named else "")
             continue
         [image] = named
         if len(labels_at) == 1:
@@ -310,13 +324,16 @@ def _read(
                 contradicting.add(image)
             found = tuple(sorted({*labels[image], *found}))
         labels[image] = found
-        if stated := split_of(row) if split_of else split:
-            splits[image] = stated
+        stated = split_of(row) if split_of else split
+        if stated and splits.setdefault(image, stated) != stated:
+            in_several.add(image)
+    if in_several:
+        splits = {}
     if not labels:
-        if demanded:
+        if demanded and ambiguous:
             raise UsageError(
-                f"{where} names images by {_cell(body[0], at)[:60]!r} and the like, and several files have each name: "
-                "write paths into it, or move the others away"
+                f"{where} names images by {example[:60]!r} and the like, and several files have each name: write paths "
+                "into it, or move the others away"
             )
         return None
     if not labels_at and not splits:
@@ -337,6 +354,7 @@ def _read(
         len(contradicting),
         len(labels_at) > 1,
         text_tables.encoding_note(content, path, encoding),
+        len(in_several),
     )
 
 
@@ -359,18 +377,10 @@ def _split_column(
     unknown = sorted(value for value in values if value.lower() not in SPLIT_NAMES)
     if unknown and len(unknown) < len(values):
         raise UsageError(
-            f"{where} has the split {unknown[0][:40]!r}, which is no name of train, val or test: correct it"
+            f"{where} has the split {unknown[0][:40]!r}, which is no name of train, val or test: correct it, or remove "
+            "the column"
         )
     return None if unknown else lambda row: SPLIT_NAMES.get(_cell(row, at).lower(), "")
-
-
-def _with_splits(tables: list[ImageTable]) -> list[ImageTable]:
-    """Drop splits where all tables state one and the same: `train.csv` alone lists all that has a class."""
-    stated = {split for table in tables for split in table.splits.values()}
-    if len(stated) < 2:
-        for table in tables:
-            table.splits.clear()
-    return tables
 
 
 def _split_list(content: bytes, names: Names, folder: str) -> list[str]:
@@ -381,6 +391,8 @@ def _split_list(content: bytes, names: Names, folder: str) -> list[str]:
     try:
         lines = [line.strip() for line in content.decode("utf-8-sig").splitlines() if line.strip()]
     except UnicodeDecodeError:
+        return []
+    if sum(bool(names.find_all(line, folder, "")) for line in lines[:_SAMPLE]) < _NEARLY * len(lines[:_SAMPLE]):
         return []
     found = [names.find_all(line, folder, "") for line in lines]
     unique = [each[0] for each in found if len(each) == 1]
@@ -395,7 +407,8 @@ def _without_dummies(tables: list[ImageTable]) -> list[ImageTable]:
         elsewhere = {name for other in others for found in other.labels.values() for name in found}
         own = {name for found in table.labels.values() for name in found}
         is_constant = len(own) == 1 < len(table.labels) and len(elsewhere) > 1 and not own & elsewhere
-        if not (is_constant and _FORM.search(stem_of(table.path.rpartition("/")[2]))):
+        name = stem_of(table.path.rpartition("/")[2])
+        if not (is_constant and _FORM.search(name) and next(iter(own)).lower() not in name.lower()):
             result.append(table)
     return result
 
@@ -430,10 +443,10 @@ def _rough_rows(content: bytes) -> list[list[str]]:
 
 
 def _file_columns(rows: Sequence[Sequence[str]], names: Names, folder: str, split: str) -> list[int]:
-    """The column whose cells name images, where most do; several that name different ones, if none is surer.
+    """The column whose cells name images, where most do; more if others name different ones and none is surer.
 
-    Running numbers and class ids name images that are numbered, too. So a column with the names of files comes before
-    one of numbers, then one whose header says that it is of files, then one that has a header at all.
+    Running numbers and class ids name images that are numbered, too. So a column of many images comes before one of
+    few, file names before numbers, and a header that says that it is of files before one that does not.
     """
     widest = min(max((len(row) for row in rows), default=0), _MOST_COLUMNS)
     if widest < 2:
@@ -442,25 +455,29 @@ def _file_columns(rows: Sequence[Sequence[str]], names: Names, folder: str, spli
     # the header names none
     least = max(_SHARE * max(len(rows) - 1, 1), 1)
     found = [at for at in range(widest) if sum(map(bool, named[at])) >= least]
+    different = {at: len({images[0] for images in named[at] if images}) for at in found}
+    unique = {at: sum(len(images) == 1 for images in named[at]) for at in found}
+    for counts in (different, unique):
+        found = [at for at in found if 2 * counts[at] >= max(counts[each] for each in found)]
     if not found:
         return []
     header = rows[0]
 
-    def sureness(at: int) -> tuple[bool, bool, bool]:
+    def sureness(at: int) -> tuple[bool, int]:
         is_number = all(_is_number(_cell(row, at)) for row, images in zip(rows, named[at], strict=True) if images)
         name = _cell(header, at)
-        return (
-            not is_number,
-            text_tables.column([name], _FILE) is not None,
-            not _is_index(name) and text_tables.column([name], _LABEL) is None,
-        )
+        ranks = [text_tables.column([name], each) is not None for each in _FILE_NAMES]
+        if any(ranks):
+            return not is_number, len(ranks) - ranks.index(True)
+        return not is_number, -1 if _is_no_class(name) or text_tables.column([name], _LABEL) is not None else 0
 
     best = max(map(sureness, found))
-    equal = [at for at in found if sureness(at) == best]
-    most = max(sum(map(bool, named[at])) for at in equal)
-    equal = [at for at in equal if sum(map(bool, named[at])) == most]
-    different = [at for at in equal[1:] if named[at][1:] != named[equal[0]][1:]]
-    return [equal[0], *different]
+    equal = sorted((at for at in found if sureness(at) == best), key=lambda at: (-unique[at], at))
+    first = named[equal[0]]
+    others = [
+        at for at in equal[1:] if any(len(a) == len(b) == 1 and a != b for a, b in zip(first, named[at], strict=True))
+    ]
+    return [equal[0], *others]
 
 
 def _label_columns(

@@ -65,7 +65,7 @@ def understand(
     Known are, in this order: a pattern; a label level; `metadata.csv`, `.jsonl`, `.parquet` or `_classes.csv` beside
     the images; split folders of class folders; class folders with split folders in them; class folders; flat folders
     whose images have JSON sidecars with character tags. Where other tables list the images, and the folders are not of
-    classes, these tables decide.
+    classes, these tables decide. A `metadata.csv` without a column of classes is passed over where class folders are.
 
     Args:
         paths: of the files, with slashes, relative to the place; hidden ones left out.
@@ -107,7 +107,7 @@ def understand(
                 layout = _by_folder_or_table(paths, images, side, contents, where, encoding, label_column)
             except UsageError:
                 raise error from None
-            return replace(layout, summary=f"{tables[0]} has no column of classes; {layout.summary}")
+            return replace(layout, summary=f"{error.table} has no column of classes; {layout.summary}")
     else:
         return _by_folder_or_table(paths, images, side, contents, where, encoding, label_column)
     return _with_fields(layout, side, contents)
@@ -127,7 +127,7 @@ def _by_folder_or_table(
     if label_column and not of_classes:
         raise UsageError(f"{where} has no table of images with a column {label_column!r}: correct source.label_column")
     if label_column:
-        layout = table_layouts.by_image_tables(paths, images, side, of_classes, where)
+        layout = table_layouts.by_image_tables(paths, images, side, of_classes, where, found)
         return _with_fields(layout, side, contents)
     try:
         layout = _by_folder(paths, images, side, contents, where, box_files.find(images, paths, contents))
@@ -136,7 +136,7 @@ def _by_folder_or_table(
             # a table that names images, but not clearly their classes, says more
             image_tables.find(paths, images, side, contents, where, encoding, demanded=True)
             raise
-        layout = table_layouts.by_image_tables(paths, images, side, of_classes, where)
+        layout = table_layouts.by_image_tables(paths, images, side, of_classes, where, found)
         return _with_fields(layout, side, contents)
     if not of_classes and layout.by == "folder":
         if len(layout.classes) < 2 or box_files.are_parts(layout.classes):
@@ -169,7 +169,8 @@ def _refuse_characters(layout: Layout, side: Mapping[str, str], contents: Conten
     found = [each.labels for each in sidecars.read_all(side, contents).of_image.values() if each.labels]
     tags = {_plain(label) for labels in found for label in labels}
     name = layout.classes[0] if layout.classes else ""
-    if len(set(found)) > 1 and name and not any(_plain(name) in tag for tag in tags):
+    common = set.intersection(*map(set, found)) if found else set()
+    if len(set(found)) > 1 and not common and name and not any(_plain(name) in tag for tag in tags):
         raise UsageError(
             f"{where}: all images are in {name}, and their sidecars have several characters, such as {found[0][0]}: "
             f"set source.path to the folder {name} to take these, or source.label_level=-1 for one class"
@@ -373,8 +374,8 @@ def _second_names(folders: Sequence[tuple[str, ...]]) -> Counter[str]:
 
     They do if nearly every image is in one, most first folders have several, and their names are no numbers. Names
     below several first folders are classes in several forms (`color/Apple_rust` and `segmented/Apple_rust`, `fold1/oak`
-    and `fold2/oak`), unless there are no more of them than of the first and these are no forms: `day-1` and `day-2`
-    below each class are not classes.
+    and `fold2/oak`), unless these are no forms and there are no more of them than of the first, or all are below each:
+    `front` and `back`, or `day-1` and `day-2`, are not classes.
     """
     below: dict[str, set[str]] = defaultdict(set)
     deep = [parts for parts in folders if len(parts) > 1]
@@ -390,7 +391,8 @@ def _second_names(folders: Sequence[tuple[str, ...]]) -> Counter[str]:
     forms = all(set(_WORD.findall(first.lower())) <= _FORMS for first in below) or (
         _are_numbered(below) and not _are_numbered(names)
     )
-    return Counter() if shared and len(names) <= len(below) and not forms else names
+    views = all(count == len(below) for count in names.values()) and len(below) > 1
+    return Counter() if shared and (views or len(names) <= len(below)) and not forms else names
 
 
 def _are_numbered(names: Iterable[str]) -> bool:

@@ -22,19 +22,19 @@ from animesion.splits import SPLIT_NAMES
 TABLES = frozenset({"metadata.csv", "metadata.jsonl", "metadata.parquet", "_classes.csv"})
 
 _SUFFIXES = (".json", ".txt", ".caption")
-#: Rows from which a column of another text for each is none of classes.
-_FEW = 3
 _MOST_JSON = 1 << 20  # bytes; a post's metadata is some thousand
 
 FILE_COLUMNS = ("file_name", "filename", "file", "path", "image", "image_path", "image_file")
 LABEL_COLUMNS = ("label", "class", "class_name", "category", "character", "species", "cultivar", "labels")
+#: Those of them that leave no doubt.
+_SURE = ("label", "labels", "class", "class_name")
 SPLIT_COLUMNS = ("split", "subset", "partition", "set")
 GROUP_COLUMNS = ("group", "post", "post_id", "work", "family")
 #: Columns that hold no class, though they may be the only one beside the file names.
 _OTHER_COLUMNS = frozenset(
     {
-        *("text", "caption", "captions", "prompt", "description", "title", "license", "licence", "url", "source"),
-        *("objects", "bbox", "bboxes", "boxes", "width", "height", "md5", "sha1", "sha256", "author", "rating"),
+        *("text", "caption", "captions", "prompt", "description", "license", "licence", "url"),
+        *("objects", "bbox", "bboxes", "boxes", "width", "height", "md5", "sha1", "sha256"),
     }
 )
 #: Ranks of a taxonomy: beside two of them, `class` and `family` are ranks, too.
@@ -74,7 +74,15 @@ class TableRow:
 
 
 class NoLabelColumnError(UsageError):
-    """A table names images, and has no column of their classes."""
+    """A table names images, and has no column of their classes.
+
+    Attributes:
+        table: its path.
+    """
+
+    def __init__(self, message: str, table: str) -> None:
+        super().__init__(message)
+        self.table = table
 
 
 def without_ranks(header: Sequence[str], names: Sequence[str]) -> list[str]:
@@ -84,15 +92,21 @@ def without_ranks(header: Sequence[str], names: Sequence[str]) -> list[str]:
 
 
 def differing_columns(header: Sequence[str], rows: Sequence[Sequence[str]], names: Sequence[str]) -> list[str]:
-    """The columns of these names, where they class rows in different ways, as `category` and `breed` do; else none."""
+    """The columns of these names, where they class rows in different ways, as `category` and `breed` do; else none.
+
+    None either beside a column called `label` or the like, which is meant. Rows with an empty cell do not count.
+    """
+    if text_tables.column(header, _SURE) is not None:
+        return []
     places = [at for name in names if (at := text_tables.column(header, [name])) is not None]
     if len(set(places)) < 2:
         return []
     places = [at for at in dict.fromkeys(places) if any(at < len(row) and row[at] for row in rows)]
+    full = [row for row in rows if all(at < len(row) and row[at] for at in places)]
     groupings = set()
     for at in places:
         numbers: dict[str, int] = {}
-        groupings.add(tuple(numbers.setdefault(row[at] if at < len(row) else "", len(numbers)) for row in rows))
+        groupings.add(tuple(numbers.setdefault(row[at], len(numbers)) for row in full))
     return [header[at] for at in places] if len(groupings) > 1 else []
 
 
@@ -224,7 +238,8 @@ def read_table(path: str, content: bytes, place: str, encoding: str = "", label_
     elif len(rest) == 1 and _may_be_classes(rest[0], [record.get(rest[0]) for record in records]):
         label_key = rest[0]
     if label_key is None:
-        raise NoLabelColumnError(f"{where} has no column label (its columns are {', '.join(header[:8])}): name one so")
+        columns = ", ".join(header[:8])
+        raise NoLabelColumnError(f"{where} has no column label (its columns are {columns}): name one so", path)
     for record in records:
         if not record.get(file_key):
             continue
@@ -244,10 +259,7 @@ def read_table(path: str, content: bytes, place: str, encoding: str = "", label_
 
 def _may_be_classes(name: str, values: Sequence[Any]) -> bool:
     """Whether the only column beside the file names may be of classes."""
-    if name.casefold() in _OTHER_COLUMNS or any(isinstance(value, dict) for value in values):
-        return False
-    found = [value for value in map(str, values) if value]
-    return len(found) < _FEW or len(set(found)) < len(found)
+    return name.casefold() not in _OTHER_COLUMNS and not any(isinstance(value, dict) for value in values)
 
 
 def _column(header: Sequence[str], names: Sequence[str]) -> str | None:

@@ -82,18 +82,34 @@ def by_metadata(
 
 
 def by_image_tables(
-    paths: Sequence[str], images: Sequence[str], side: Mapping[str, str], tables: Sequence[ImageTable], where: str
+    paths: Sequence[str],
+    images: Sequence[str],
+    side: Mapping[str, str],
+    tables: Sequence[ImageTable],
+    where: str,
+    lists: Sequence[ImageTable] = (),
 ) -> Layout:
     """By tables that list images, and nothing else: an image in no row has no class.
+
+    Args:
+        paths: of all files.
+        images: of them.
+        side: sidecars.
+        tables: that have classes.
+        where: the place, for messages.
+        lists: tables that may have splits alone.
 
     Raises:
         UsageError: tables have different classes for an image.
     """
     labels = _merged(tables, where)
-    splits = {path: split for table in tables for path, split in table.splits.items()}
+    others = [table for table in lists if table not in tables]
+    splits, note = _stated_splits([*tables, *others], {path for path, found in labels.items() if found})
+    used = [*tables, *(table for table in others if splits)]
     splits = splits or _folder_splits(list(labels))
     readings = {path: Reading(labels.get(path, ()), splits.get(path, "")) for path in images}
-    return _read(readings, paths, side, tables)
+    layout = _read(readings, paths, side, used)
+    return replace(layout, summary=f"{note}; {layout.summary}") if note else layout
 
 
 def weighed(
@@ -170,6 +186,16 @@ def weighed(
     )
 
 
+def _stated_splits(tables: Sequence[ImageTable], labelled: Set[str]) -> tuple[dict[str, str], str]:
+    """The splits that tables state, if labelled images have several, and a note if tables contradict one another."""
+    splits: dict[str, str] = {}
+    for table in tables:
+        for path, split in table.splits.items():
+            if splits.setdefault(path, split) != split:
+                return {}, f"tables have several splits for {path}, so none count; remove those of other partitions"
+    return (splits, "") if len({splits[path] for path in splits.keys() & labelled}) > 1 else ({}, "")
+
+
 def _other_first_number(folders: Set[str], named: Set[str]) -> list[int]:
     """The numbers that a table has for classes, if they are those of the folders counted from another first one."""
     if not all(name.isdecimal() for name in (*folders, *named)) or len(folders) < 3:
@@ -181,14 +207,19 @@ def _other_first_number(folders: Set[str], named: Set[str]) -> list[int]:
 
 def _with_table_splits(layout: Layout, tables: Sequence[ImageTable]) -> Layout:
     """A layout by folders with the splits of tables, where the folders have none."""
-    splits = {path: split for table in tables for path, split in table.splits.items()}
-    if layout.splits or not splits:
+    if layout.splits:
+        return layout
+    splits, note = _stated_splits(tables, {path for path in layout.readings if is_image(path)})
+    if note:
+        return replace(layout, summary=f"{note}; {layout.summary}")
+    if not splits:
         return layout
     readings = {path: replace(reading, split=splits.get(path, "")) for path, reading in layout.readings.items()}
     used = [table.path for table in tables if table.splits]
     left_out = [path for path in layout.left_out if path not in used]
     without = sum(not reading.split for path, reading in readings.items() if is_image(path))
-    notes = [f"splits by {listed(used)}", *([f"images in no split: {without:,}"] if without else []), FOLDER_HINT]
+    notes = [note for table in tables for note in table.notes if table.splits]
+    notes += [f"splits by {listed(used)}", *([f"images in no split: {without:,}"] if without else []), FOLDER_HINT]
     result = layout_of("folder", readings, left_out, layout.root, "; ".join(notes))
     # what was noted in front of the sentence on the folders
     before = layout_of("folder", layout.readings, layout.left_out, layout.root, FOLDER_HINT).summary

@@ -187,7 +187,7 @@ def _value(post: Mapping[str, Any], key: str) -> Any:
     if key:
         return post.get(key)
     # beside a species, a class is a rank of the taxonomy; a name may be that of the file
-    keys = [each for each in _KEYS if not (each == "class" and ("species" in post or "genus" in post))]
+    keys = [each for each in _KEYS if not (each == "class" and post.get("species"))]
     return next(
         (post[each] for each in keys if post.get(each) not in (None, "", []) and not _is_file(post, each)), None
     )

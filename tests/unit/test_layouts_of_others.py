@@ -108,7 +108,6 @@ def test_ranks_of_a_taxonomy_are_neither_classes_nor_groups(name: str) -> None:
     [
         ("metadata.csv", table("file_name,text", "a/0.jpg,a girl", "a/1.jpg,a girl", "b/0.jpg,a boy", "b/1.jpg,x")),
         ("metadata.csv", table("file_name,license", "a/0.jpg,cc0", "a/1.jpg,cc0", "b/0.jpg,cc-by", "b/1.jpg,cc0")),
-        ("metadata.csv", table("file_name,note", "a/0.jpg,1", "a/1.jpg,2", "b/0.jpg,3", "b/1.jpg,4")),
         ("metadata.jsonl", b'{"file_name": "a/0.jpg", "objects": {"bbox": []}}\n' * 2),
     ],
 )
@@ -281,3 +280,72 @@ def test_splits_that_are_known_in_part_are_refused() -> None:
         understood(numbered("images") | {"t.csv": table("image,label,split", *rows)})
     other = [f"{n}.jpg,{'ab'[n % 2]},{'xy'[n % 2]}" for n in range(6)]
     assert understood(numbered("images") | {"t.csv": table("image,label,set", *other)}).splits == []
+
+
+def test_splits_that_contradict_do_not_count() -> None:
+    files = images(*(f"images/{c}/{c}{i}.jpg" for c in "ab" for i in range(4)))
+    halves = ["".join(f"{c}/{c}{i}\n" for c in "ab" for i in part).encode() for part in ((0, 1), (2, 3))]
+    lists = {"train1.txt": halves[0], "test1.txt": halves[1], "train2.txt": halves[1], "test2.txt": halves[0]}
+    layout = understood(files | lists)
+    assert layout.splits == []
+    assert layout.summary.startswith("tables have several splits for images/a/a")
+    assert understood(files | {"train.txt": halves[0] + halves[1], "val.txt": b"a/a0\n"}).splits == []
+    twice = table("file,split", "a0.jpg,train", "a1.jpg,train", "a0.jpg,test", "b0.jpg,test", "b1.jpg,train")
+    assert understood(files | {"s.csv": twice}).splits == []
+
+
+def test_ids_of_a_test_without_classes_make_no_splits() -> None:
+    files = numbered("train", 12) | numbered("test", 12, 20)
+    given = table("id,label", *(f"{n},{'ab'[n % 2]}" for n in range(12)))
+    layout = understood(files | {"train.csv": given, "test.csv": table("id", *(str(n) for n in range(20, 32)))})
+    assert (layout.classes, layout.splits) == (["a", "b"], [])
+    listed = {"train.txt": b"".join(b"%d.jpg\n" % n for n in range(8)), "test.txt": b"8.jpg\n9.jpg\n10.jpg\n11.jpg\n"}
+    layout = understood(numbered("images", 12) | {"labels.csv": given} | listed)
+    assert splits(layout)["images/11.jpg"] == "test"
+    assert splits(layout)["images/0.jpg"] == "train"
+
+
+@pytest.mark.parametrize(
+    ("header", "row"),
+    [("id,level", "{n},{c}"), ("id,label,fold", "{n},{c},{f}"), ("id,label,is_train", "{n},{c},{f}"),
+     ("id,label,width,height", "{n},{c},5,4"), ("id,a,b", "{n},{c},{d}"), ("image,label", "{n}.jpg,{c}")],
+)  # fmt: skip
+def test_small_numbers_beside_ids_name_no_images(header: str, row: str) -> None:
+    rows = [row.format(n=n, c=n % 2, d=1 - n % 2, f=n % 3 > 0) for n in range(8)]
+    rows = [each.replace("True", "1").replace("False", "0") for each in rows]
+    found = classes(understood(numbered("images", 8) | {"t.csv": table(header, *rows)}))
+    expected = ["b", "a"] if header == "id,a,b" else ["0", "1"]
+    assert [found[f"images/{n}.jpg"] for n in range(4)] == [expected[n % 2] for n in range(4)]
+    beside = images(*(f"{'ab'[n % 2]}/{n}.jpg" for n in range(8)))
+    assert understood(beside | {"t.csv": table(header, *rows)}).classes == ["a", "b"]
+
+
+def test_paths_come_before_names_of_several_files() -> None:
+    files = numbered("data/x", 4) | numbered("data/y", 4)
+    rows = [f"{n}.jpg,data/{f}/{n}.jpg,{'pq'[n % 2]}" for f in "xy" for n in range(4)]
+    for header in ("filename,path,label", "filename,filepath,label"):
+        assert understood(files | {"t.csv": table(header, *rows)}, table="t.csv").classes == ["p", "q"]
+    pairs = table("a,b,label", "0.jpg,1.jpg,1", "1.jpg,2.jpg,0", "2.jpg,3.jpg,1")
+    assert understood(numbered("cat", 2) | numbered("dog", 2, 2) | {"pairs.csv": pairs}).classes == ["cat", "dog"]
+    lost = numbered("train", 3) | images("test/img_0.jpg")
+    layout = understood(lost | {"t.csv": table("file,label", *(f"train/{n}.jpg,{'aab'[n]}" for n in range(3)),
+                                               "train/IMG_0.JPG,a")})  # fmt: skip
+    assert classes(layout)["test/img_0.jpg"] == ""
+
+
+def test_class_folders_that_look_like_parts_or_forms_remain_classes() -> None:
+    files = numbered("cat_images", 2) | numbered("dog_images", 2, 2)
+    info = table("file,size,date", *(f"{n}.jpg,{n},2020" for n in range(4)))
+    assert understood(files | {"info.csv": info}).classes == ["cat_images", "dog_images"]
+    credits = table("file,photographer", *(f"{n}.jpg,{'xy'[n % 2]}" for n in range(4)))
+    with pytest.raises(UsageError, match="can be read in two ways"):
+        understood(files | {"credits.csv": credits})
+    tables = {
+        f"{name}.csv": table("id,label", *(f"{n},{name}" for n in range(3 * place, 3 * place + 3)))
+        for place, name in enumerate(("car", "bus", "submarine", "test_owl"))
+    }
+    assert understood(numbered("images", 12) | tables).classes == ["bus", "car", "submarine", "test_owl"]
+    views = images(*(f"train/{c}/{v}/{c}.jpg" for c in "abc" for v in ("front", "back", "left", "right")))
+    assert understood(views | images("test/a/front/1.jpg", "test/b/back/2.jpg")).classes == ["a", "b", "c"]
+    bats = numbered("bat", 20) | images("bat/batman.jpg", "bat/batman mask.jpg", "cat/1.jpg")
+    assert understood(bats).classes == ["bat", "cat"]
