@@ -21,8 +21,8 @@ def bars(axes: Any) -> list[int]:
     return [len(each.lines[2]) for each in axes.containers]
 
 
-def costs(axes: Any) -> list[float]:
-    """Where each point is on the axis of costs."""
+def places(axes: Any) -> list[float]:
+    """Where each point with its bar is from left to right."""
     return [float(each.lines[0].get_xdata()[0]) for each in axes.containers]
 
 
@@ -31,7 +31,7 @@ def test_a_plot_of_single_runs_has_no_bars() -> None:
     assert axes.get_xlabel() == "M multiply-adds per image"
     assert axes.get_ylabel() == "test top-1 (%)"
     assert bars(axes) == [0, 0]
-    assert costs(axes) == [40, 90]
+    assert places(axes) == [40, 90]
 
 
 def test_a_plot_of_repeated_runs_has_bars_and_round_costs() -> None:
@@ -60,10 +60,15 @@ def test_labels_of_points_side_by_side_are_legible() -> None:
     boxes = [text.get_window_extent() for text in axes.texts]
     assert not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))
     points = axes.transData.transform(
-        [(cost, 100 * each["top_1"]) for cost, each in zip(costs(axes), rows, strict=True)]
+        [(cost, 100 * each["top_1"]) for cost, each in zip(places(axes), rows, strict=True)]
     )
     assert not any(box.contains(*point) for box in boxes for point in points)
     assert all(axes.bbox.contains(*corner) for box in boxes for corner in box.corners())
+
+
+def points(axes: Any) -> list[list[float]]:
+    """Where the points of the runs of each row with several are."""
+    return [list(line.get_xdata()) for line in axes.lines if len(line.get_xdata()) > 2]
 
 
 def test_rows_of_equal_cost_are_lines_with_their_runs() -> None:
@@ -76,9 +81,8 @@ def test_rows_of_equal_cost_are_lines_with_their_runs() -> None:
     [axes] = figure.axes
     assert axes.get_xlabel() == "test top-1 (%): runs, mean and deviation"
     assert [tick.get_text() for tick in axes.get_yticklabels()] == ["a name of $ome length", "other"]
-    assert [float(each.lines[0].get_xdata()[0]) for each in axes.containers] == pytest.approx([40, 35])
+    assert places(axes) == pytest.approx([40, 35])
     assert bars(axes) == [1, 0]
-    runs = [line for line in axes.lines if len(line.get_xdata()) == 3]
-    assert [line.get_xdata() for line in runs] == [pytest.approx([38, 40, 42])]
+    assert points(axes) == [pytest.approx([38, 40, 42])]
     top, bottom = axes.transData.transform([(0, 0), (0, 1)])[:, 1]
     assert top > bottom  # the first row is above
