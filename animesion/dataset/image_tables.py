@@ -7,16 +7,15 @@ passes over it takes `train_images` for a class.
 from __future__ import annotations
 
 import re
-import unicodedata
-from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 from animesion.dataset import sidecars, text_tables
 from animesion.dataset.box_files import Contents
+from animesion.dataset.image_names import ImageNames
 from animesion.dataset.path_parts import parts_of, stem_of
 from animesion.errors import UsageError
-from animesion.splits import SPLIT_NAMES, split_folders, split_in_name
+from animesion.splits import SPLIT_NAMES, split_in_name
 
 _SUFFIXES = (".csv", ".tsv", ".txt")
 #: Tables that are looked into, and how deep below the place.
@@ -144,7 +143,7 @@ def find(
     chosen = candidates[:_MOST_TABLES]
     if not chosen:
         return []
-    names = Names(images)
+    names = ImageNames(images)
     found = []
     for path, content in zip(chosen, contents(chosen), strict=True):
         table = _read(path, content, names, f"{where}/{path}", encoding, label_column, demanded=demanded)
@@ -162,7 +161,7 @@ def read(
     Raises:
         UsageError: it names no images, or no classes, or cannot be read.
     """
-    table = _read(path, content, Names(images), where, encoding, label_column, demanded=True, given=True)
+    table = _read(path, content, ImageNames(images), where, encoding, label_column, demanded=True, given=True)
     if table is None:
         raise UsageError(f"{where} names no images that are there: give a table with a column of file names or paths")
     _read_ids([table])
@@ -177,89 +176,10 @@ def _read_ids(tables: Sequence[ImageTable]) -> None:
         table.labels.update({image: ids[found] for image, found in table.labels.items()})
 
 
-class Names:
-    """Images by what a table may call them: a path, the end of one, a file name, or one without its suffix."""
-
-    def __init__(self, images: Sequence[str]) -> None:
-        # tables are composed (NFC), the names of files may be decomposed, as macOS writes them
-        self._images = {_composed(path): path for path in images}
-        self._by_name: dict[str, list[str]] = defaultdict(list)
-        for path in self._images:
-            name = path.rpartition("/")[2]
-            self._by_name[name].append(path)
-            stem = stem_of(name)
-            if stem != name:
-                self._by_name[stem].append(path)
-        self._by_lower_name: dict[str, list[str]] = defaultdict(list)
-        for name, paths in self._by_name.items():
-            self._by_lower_name[name.lower()] += paths
-        self._level, self._splits = split_level(list(self._images))
-
-    def find(self, cell: str, folder: str, split: str) -> str:
-        """The image that a cell names, see `find_all`; empty if there is none, or several."""
-        found = self.find_all(cell, folder, split)
-        return found[0] if len(found) == 1 else ""
-
-    def find_all(self, cell: str, folder: str, split: str, *, exact: bool = False) -> list[str]:
-        """The images that a cell names.
-
-        Args:
-            cell: of the table.
-            folder: of the table.
-            split: that the table is named after, which decides between images of one name.
-            exact: whether the case of letters counts; else it does where it names an image.
-        """
-        value = cell.replace("\\", "/").removeprefix("./").strip("/")
-        if not value:
-            return []
-        for path in (f"{folder}/{value}" if folder else value, value):
-            if path in self._images:
-                return [self._images[path]]
-        head, _, name = value.rpartition("/")
-        found = self._by_name.get(name, [])
-        if not found and not exact:
-            # a table that was written on a system where `1.JPG` is `1.jpg`
-            found, value, name = self._by_lower_name.get(name.lower(), []), value.lower(), name.lower()
-        if head:
-            same_case = name in self._by_name
-            ends = [_without_suffix(path if same_case else path.lower(), name) for path in found]
-            found = [
-                path
-                for path, end in zip(found, ends, strict=True)
-                if end.endswith(f"/{value}") or ("/" in end and value.endswith(f"/{end}"))
-            ]
-        if len(found) > 1 and split:
-            found = [path for path in found if self._split_of(path) == split] or found
-        return [self._images[path] for path in found]
-
-    def _split_of(self, path: str) -> str:
-        parts = parts_of(path)
-        return self._splits.get(parts[self._level], "") if len(parts) > self._level + 1 else ""
-
-
-def _composed(path: str) -> str:
-    return path if path.isascii() else unicodedata.normalize("NFC", path)
-
-
-def split_level(images: Sequence[str]) -> tuple[int, dict[str, str]]:
-    """The first level of folders at which several splits are named, from 0, and the folders there with their splits."""
-    folders = [parts[:-1] for parts in map(parts_of, images)]
-    for level in range(_DEEPEST):
-        found = split_folders({parts[level] for parts in folders if len(parts) > level})
-        if len(set(found.values())) > 1:
-            return level, found
-    return 0, {}
-
-
-def _without_suffix(path: str, name: str) -> str:
-    """A path as a table has it that leaves suffixes out, if it does."""
-    return path if path.endswith(name) else path[: path.rfind(".")]
-
-
 def _read(
     path: str,
     content: bytes,
-    names: Names,
+    names: ImageNames,
     where: str,
     encoding: str,
     label_column: str,
@@ -336,7 +256,7 @@ def _read(
                 "into it, or move the others away"
             )
         return None
-    if not labels_at and not splits:
+    if not labels_at and not splits and not in_several:
         return None
     found_out = not demanded and not label_column and len(labels_at) == 1
     if found_out and len(labels) >= _FEW and len(set(labels.values())) == len(labels):
@@ -383,7 +303,7 @@ def _split_column(
     return None if unknown else lambda row: SPLIT_NAMES.get(_cell(row, at).lower(), "")
 
 
-def _split_list(content: bytes, names: Names, folder: str) -> list[str]:
+def _split_list(content: bytes, names: ImageNames, folder: str) -> list[str]:
     """The images of a list without classes, as `train.txt` with a path in each line; none if it is something else.
 
     Names without a suffix, as `apple_pie/1005649`, are paths in a folder of images.
@@ -413,7 +333,7 @@ def _without_dummies(tables: list[ImageTable]) -> list[ImageTable]:
     return result
 
 
-def _rows(text: str, where: str, names: Names, folder: str, split: str) -> Iterator[list[str]]:
+def _rows(text: str, where: str, names: ImageNames, folder: str, split: str) -> Iterator[list[str]]:
     """Rows of a table, or of a list whose cells are parted by blanks; names of images or classes may have blanks."""
     first = text.lstrip("\n\r").partition("\n")[0]
     if any(separator in first for separator in text_tables.SEPARATORS) or first.lower().startswith("sep="):
@@ -442,7 +362,7 @@ def _rough_rows(content: bytes) -> list[list[str]]:
     return [[cell.strip(' "\0') for cell in re.split(r"[,;\t|]", line)] for line in lines]
 
 
-def _file_columns(rows: Sequence[Sequence[str]], names: Names, folder: str, split: str) -> list[int]:
+def _file_columns(rows: Sequence[Sequence[str]], names: ImageNames, folder: str, split: str) -> list[int]:
     """The column whose cells name images, where most do; more if others name different ones and none is surer.
 
     Running numbers and class ids name images that are numbered, too. So a column of many images comes before one of

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence, Set
 from dataclasses import replace
 from pathlib import PurePosixPath
 
-from animesion.dataset import box_files, image_tables, sidecars, text_tables
+from animesion.dataset import box_files, image_names, sidecars, text_tables
 from animesion.dataset.box_files import Contents
 from animesion.dataset.image_tables import ImageTable
 from animesion.dataset.path_parts import parts_of
@@ -213,7 +213,8 @@ def _with_table_splits(layout: Layout, tables: Sequence[ImageTable]) -> Layout:
     if note:
         return replace(layout, summary=f"{note}; {layout.summary}")
     if not splits:
-        return layout
+        lost = [note for table in tables if table.in_several for note in table.notes]
+        return replace(layout, summary="; ".join([*lost, layout.summary]))
     readings = {path: replace(reading, split=splits.get(path, "")) for path, reading in layout.readings.items()}
     used = [table.path for table in tables if table.splits]
     left_out = [path for path in layout.left_out if path not in used]
@@ -283,7 +284,7 @@ def _merged(tables: Sequence[ImageTable], where: str) -> dict[str, tuple[str, ..
 
 def _folder_splits(images: Sequence[str]) -> dict[str, str]:
     """The splits of images by their folders, where these are of several."""
-    level, splits = image_tables.split_level(images)
+    level, splits = image_names.split_level(images)
     found = {}
     for path in images:
         parts = parts_of(path)

@@ -291,7 +291,9 @@ def test_splits_that_contradict_do_not_count() -> None:
     assert layout.summary.startswith("tables have several splits for images/a/a")
     assert understood(files | {"train.txt": halves[0] + halves[1], "val.txt": b"a/a0\n"}).splits == []
     twice = table("file,split", "a0.jpg,train", "a1.jpg,train", "a0.jpg,test", "b0.jpg,test", "b1.jpg,train")
-    assert understood(files | {"s.csv": twice}).splits == []
+    layout = understood(files | {"s.csv": twice})
+    assert layout.splits == []
+    assert layout.summary.startswith("splits that do not count, as rows of an image have several: 1; 2 classes")
 
 
 def test_ids_of_a_test_without_classes_make_no_splits() -> None:
